@@ -1,0 +1,1 @@
+"""Messages to prompts, and text back to thinking, answers and tool calls."""

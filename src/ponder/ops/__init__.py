@@ -1,0 +1,1 @@
+"""What running it in production needs."""

@@ -1,0 +1,1 @@
+"""Ways of spending a budget on a question."""
