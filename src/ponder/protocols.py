@@ -96,7 +96,8 @@ class Chunk:
     `ids` and never in `text`; markers that are special tokens do appear in `text`. The last chunk of
     a sample has `finish` set. `prompt_computed` and `prompt_cached` are nonzero in at most one chunk
     of a request and count the prompt once. `lost` counts tokens that the engine generated and could
-    not deliver (a cut inside a character, say); they cost, and are in no `ids`.
+    not deliver (a cut inside a character, say); they cost, and are in no `ids`. `pending` says that
+    bytes of an unfinished character are held back after these ids.
     """
 
     index: int
@@ -107,6 +108,7 @@ class Chunk:
     prompt_computed: int = 0
     prompt_cached: int = 0
     lost: int = 0
+    pending: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,11 @@ class Engine(Protocol):
         ...
 
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
-        """n continuations of `prefix`, interleaved as they are generated."""
+        """n continuations of `prefix`, interleaved as they are generated.
+
+        An engine that computes ahead of its reader sets `undelivered` on the iterator when it is
+        closed early: the tokens that were generated and not read.
+        """
         ...
 
     async def score(self, ids: Sequence[int], start: int, params: SamplingParams | None = None) -> list[float]:

@@ -118,11 +118,12 @@ def assistant(text: str, thinking: str = "") -> Message:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: a conversation, and what is known about the right answer."""
+    """What is asked: a conversation, the tools on offer (JSON schemas), and what is known about the right answer."""
 
     messages: tuple[Message, ...]
     reference: str | None = None
     task: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -204,7 +205,8 @@ def _add_unknown(a: float | None, b: float | None) -> float | None:
 class Cost:
     """What was spent. Costs add; one is `<=` another if it is no larger in any count.
 
-    Prompt tokens count once a request, however many samples share them. Tokens in
+    Prompt tokens count once a request, however many samples share them; `recomputed` are tokens of
+    a sample that had to be computed again to continue or fork it. Tokens in
     `thinking`, `answer`, `verifier`, `probe` and `cancelled` were sampled by the model; `written`
     ones were put into the sequence by ponder (markers, "Wait"). `dollars` and `flops` are None where
     the price or the model's size is unknown, and then the sum is unknown too.
@@ -212,6 +214,7 @@ class Cost:
 
     prompt_computed: int = 0
     prompt_cached: int = 0
+    recomputed: int = 0
     thinking: int = 0
     answer: int = 0
     verifier: int = 0
@@ -244,6 +247,7 @@ class Cost:
         return Cost(
             prompt_computed=self.prompt_computed + other.prompt_computed,
             prompt_cached=self.prompt_cached + other.prompt_cached,
+            recomputed=self.recomputed + other.recomputed,
             thinking=self.thinking + other.thinking,
             answer=self.answer + other.answer,
             verifier=self.verifier + other.verifier,

@@ -1,0 +1,196 @@
+"""`ponder traces`: what was asked before, and everything that happened on the way to the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ponder.ops.store import TraceSummary
+    from ponder.types import Cost, Event, Trace, TraceState
+
+app = typer.Typer(help="Traces: what was asked, thought and answered, and what it cost.", no_args_is_help=True)
+
+
+class State(StrEnum):
+    """How far a trace got."""
+
+    running = "running"
+    done = "done"
+    interrupted = "interrupted"
+    failed = "failed"
+
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a trace, or enough of its beginning.")]
+OnlyState = Annotated[State | None, typer.Option("--state", help="Only traces in this state.")]
+Search = Annotated[str | None, typer.Option("--search", help="Only traces with this in question, answer or model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_traces(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 20,
+    state: OnlyState = None,
+    search: Search = None,
+    as_json: Json = False,
+) -> None:
+    """List the newest traces."""
+    from ponder.ops.store import Store
+
+    with Store.open() as store:
+        found = store.list(limit, _chosen(state), search)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(summary) for summary in found], indent=2, ensure_ascii=False))
+    elif found:
+        _print_list(found)
+    else:
+        typer.echo("no traces" if state is None and search is None else "no such traces")
+
+
+@app.command()
+def show(trace_id: Id, as_json: Json = False) -> None:
+    """Show one trace: question, thinking, answer, cost and events."""
+    from ponder.ops.store import Store
+    from ponder.types import to_json
+
+    with Store.open() as store:
+        trace = store.get(trace_id)
+    if as_json:
+        typer.echo(to_json(trace))
+    else:
+        _print(trace)
+
+
+@app.command()
+def export(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; else standard output.")] = None,
+    state: OnlyState = None,
+    search: Search = None,
+) -> None:
+    """Write traces as JSON lines, oldest first."""
+    from ponder.ops.store import Store
+
+    chosen = _chosen(state)
+    with Store.open() as store:
+        if output is None:
+            for line in store.lines(state=chosen, search=search):
+                typer.echo(line)
+        else:
+            count = store.export(output, state=chosen, search=search)
+            typer.echo(f"{output}: {count} {'trace' if count == 1 else 'traces'}")
+
+
+@app.command("rm")
+def remove(trace_id: Id, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False) -> None:
+    """Remove one trace."""
+    from ponder.ops.store import Store
+
+    with Store.open() as store:
+        found = store.find(trace_id)
+        if not yes:
+            typer.confirm(f"Remove trace {found} ({_short(store.get(found).question.text, 60)})?", abort=True)
+        typer.echo(f"removed {store.remove(found)}")
+
+
+def _chosen(state: State | None) -> TraceState | None:
+    return None if state is None else state.value
+
+
+# ---------------------------------------------------------------- for people
+
+
+def _console() -> Console:
+    # Rich's own no_color keeps bold and dim; whoever sets NO_COLOR may be a pipe or a reader of plain text.
+    return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
+def _plain(text: str) -> str:
+    """Text without control characters: what a model wrote must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def _short(text: str, width: int) -> str:
+    line = " ".join(_plain(text).split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _print_list(summaries: list[TraceSummary]) -> None:
+    # Two lines each: an id that was cut could not be given to `show`.
+    console = _console()
+    for each in summaries:
+        created = each.created[:16].replace("T", " ")
+        facts = f"  {created}  {each.state}  {each.tokens} tokens"
+        console.print(Text(_plain(each.id), style="bold").append(facts, style="not bold dim"), soft_wrap=True)
+        line = _short(each.question, 200) + (f" → {_short(each.answer, 200)}" if each.answer else "")
+        console.print(Text("  " + _short(line, max(20, console.width - 2))), soft_wrap=True)
+
+
+def _print(trace: Trace) -> None:
+    console = _console()
+    made = " · ".join(
+        part for part in (trace.provenance.model, trace.provenance.strategy, trace.created, trace.state) if part
+    )
+    _section(console, f"trace {trace.id}", made)
+    _section(console, "question", trace.question.text)
+    if trace.thinking:
+        _section(console, "thinking", trace.thinking, style="dim")
+    _section(console, "answer", trace.answer or "(none)")
+    if trace.error:
+        _section(console, "error", trace.error)
+    _section(console, "cost", describe(trace.cost))
+    lines = [_line(event) for event in trace.events]
+    if lines:
+        _section(console, "events", "\n".join(lines))
+
+
+def _section(console: Console, title: str, body: str, style: str = "") -> None:
+    console.print(Text(_plain(title), style="bold"))
+    console.print(Text(_plain(body), style=style), soft_wrap=True)
+    console.print()
+
+
+def describe(cost: Cost) -> str:
+    """A cost in one line; what was not spent is left out."""
+    counts = {
+        "thinking": cost.thinking,
+        "answer": cost.answer,
+        "verifier": cost.verifier,
+        "probe": cost.probe,
+        "cancelled": cost.cancelled,
+        "written": cost.written,
+    }
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    line = f"{cost.tokens} tokens"
+    line += f" ({', '.join(parts)})" if parts else ""
+    line += f" · prompt {cost.prompt_computed} computed, {cost.prompt_cached} cached · {cost.seconds:.1f} s"
+    return line + (f" · ${cost.dollars:.6f}" if cost.dollars else "")
+
+
+def _line(event: Event) -> str:
+    from ponder import types
+
+    match event:
+        case types.ThinkingDelta() | types.AnswerDelta():
+            return f"{event.type} of sample {event.sample}: {_short(event.text, 80)}"
+        case types.ToolCalled():
+            return f"tool_called by sample {event.sample}: {event.call.name}({_short(event.call.arguments, 60)})"
+        case types.ToolReturned():
+            failed = " (error)" if event.result.error else ""
+            return f"tool_returned{failed}: {_short(event.result.content, 80)}"
+        case types.SampleFinished():
+            return f"sample_finished: {event.sample.index}, {event.sample.finish}, {describe(event.cost)}"
+        case types.Scored():
+            why = f": {_short(event.score.why, 60)}" if event.score.why else ""
+            return f"scored sample {event.sample}: {event.score.value:g} by {event.score.verifier}{why}"
+        case types.BestAnswer():
+            return f"best_answer from sample {event.sample}: {_short(event.answer, 80)}"
+        case _:
+            return event.type

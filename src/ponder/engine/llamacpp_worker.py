@@ -1,0 +1,192 @@
+"""The child process that runs llama.cpp, so that a crash of native code costs a request and no more.
+
+It speaks JSON lines: settings and requests on standard input, replies on standard output. It ends
+when its input does, at once and in the middle of anything, so it never outlives its parent.
+Text travels as one character a byte (Latin-1), because a token may end inside a character.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from ponder.engine.libllama import Model
+from ponder.engine.sampling import Sampling
+from ponder.engine.scheduler import Request, Scheduler
+from ponder.errors import EngineError, InputError, PonderError
+
+Line = dict[str, Any]
+
+
+class Worker:
+    """One model, one scheduler, one stream of requests."""
+
+    def __init__(self, settings: Line, output: TextIO) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Line] = queue.SimpleQueue()
+        self._model = Model(
+            Path(settings["path"]),
+            cells=settings["cells"],
+            sequences=settings["sequences"],
+            threads=settings["threads"],
+            batch=settings["batch"],
+            gpu_layers=settings["gpu_layers"],
+            flash_attention=settings["flash_attention"],
+            cache_type=settings["cache_type"],
+            log=lambda line: print(line, end="", file=sys.stderr, flush=True),
+        )
+        for adapter in settings["adapters"]:
+            self._model.load_adapter(Path(adapter))
+        self._end_ids = self._model.end_ids()
+        self._scheduler = Scheduler(
+            self._model, cells=settings["cells"], sequences=settings["sequences"], end_ids=self._end_ids
+        )
+        self._abort = ctypes.create_string_buffer(2)
+        self._model.abort_on(self._abort)
+
+    def ready(self) -> Line:
+        """What the parent needs to know of the model."""
+        model = self._model
+        texts = {}
+        for which in ("bos", "eos"):
+            token = model.special(which)
+            texts[which] = model.piece(token).decode("utf-8", "replace") if token >= 0 else ""
+        return {
+            "ready": {
+                "context": model.context,
+                "parameters": model.parameters,
+                "end_ids": self._end_ids,
+                "chat_template": model.chat_template(),
+                "metadata": model.metadata(),
+                **texts,
+            }
+        }
+
+    def send(self, line: Line) -> None:
+        """Writes one reply."""
+        text = json.dumps(line)
+        with self._lock:
+            self._output.write(text + "\n")
+            self._output.flush()
+
+    def read(self, lines: TextIO) -> None:
+        """Reads requests until the parent closes the pipe or dies, then ends the process."""
+        for text in lines:
+            line = json.loads(text)
+            match line["op"]:
+                case "tokenize" | "pieces":  # needs the vocabulary alone: answered beside the computation
+                    self._answer(line)
+                case "cancel":  # in this order: `run` clears the flag before it empties the inbox
+                    self._inbox.put(line)
+                    self._abort[0] = b"\1"
+                case _:
+                    self._inbox.put(line)
+        os._exit(0)
+
+    def run(self) -> None:
+        """Computes for ever."""
+        while True:
+            if self._scheduler.idle:
+                self._handle(self._inbox.get())
+            self._abort[0] = b"\0"
+            while not self._inbox.empty():
+                self._handle(self._inbox.get())
+            try:
+                self._scheduler.step()
+            except EngineError as error:
+                self._fail_all(error)
+
+    def _handle(self, line: Line) -> None:
+        key = line["id"]
+        match line["op"]:
+            case "cancel":
+                self._scheduler.cancel(key)
+                self.send({"id": key, "end": True})
+            case "score":
+                self._answer(line)
+            case "sample":
+                self._add(line)
+
+    def _answer(self, line: Line) -> None:
+        try:
+            self.send({"id": line["id"], "result": self._result(line)})
+        except PonderError as error:
+            self.send({"id": line["id"], "error": _wire(error)})
+
+    def _result(self, line: Line) -> Any:
+        match line["op"]:
+            case "tokenize":
+                return self._model.tokenize(line["text"])
+            case "pieces":
+                return [self._model.piece(token).decode("latin-1") for token in line["ids"]]
+            case _:
+                return self._scheduler.score(line["ids"], line["start"], tuple(line["adapters"]))
+
+    def _add(self, line: Line) -> None:
+        key = line["id"]
+        remaining = set(range(line["n"]))
+
+        def emit(tokens: list[tuple[int, int, float]], finishes: list[tuple[int, str]]) -> None:
+            rows = [[i, t, round(p, 6), self._piece(t)] for i, t, p in tokens]
+            remaining.difference_update(index for index, _ in finishes)
+            self.send({"id": key, "t": rows, "f": finishes} | ({} if remaining else {"end": True}))
+
+        def fail(error: PonderError) -> None:
+            self.send({"id": key, "error": _wire(error)})
+
+        request = Request(
+            key=key,
+            prefix=line["prefix"],
+            n=line["n"],
+            max_tokens=line["max_tokens"],
+            sampling=Sampling(**line["sampling"]),
+            adapters=tuple(line["adapters"]),
+            emit=emit,
+            fail=fail,
+            prompt=lambda computed, cached: self.send({"id": key, "prompt": [computed, cached]}),
+        )
+        try:
+            if unknown := [t for t in request.prefix if not 0 <= t < self._model.vocabulary_size]:
+                raise InputError(f"{unknown[0]} is no token of this model, which has {self._model.vocabulary_size}")
+            self._scheduler.add(request)
+        except PonderError as error:
+            fail(error)
+
+    def _piece(self, token: int) -> str:
+        return "" if token in self._end_ids else self._model.piece(token).decode("latin-1")
+
+    def _fail_all(self, error: EngineError) -> None:
+        """A batch that cannot be computed ends every request: none is left waiting for ever."""
+        for request in self._scheduler.drop_all():
+            request.fail(error)
+
+
+def _wire(error: PonderError) -> list[str]:
+    return [type(error).__name__, error.problem, error.mend]
+
+
+def main() -> None:
+    """Reads the settings line, loads, answers "ready", serves."""
+    # Native code prints to descriptor 1; the protocol gets a descriptor of its own.
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+    try:
+        worker = Worker(settings, output)
+    except PonderError as error:
+        print(json.dumps({"failed": _wire(error)}), file=output, flush=True)
+        return
+    worker.send(worker.ready())
+    threading.Thread(target=worker.read, args=(sys.stdin,), daemon=True).start()
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

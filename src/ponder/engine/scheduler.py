@@ -1,0 +1,384 @@
+"""Continuous batching over one key-value cache: many samples of many prompts, forked without copying.
+
+Every step computes one batch: the next token of each running sample, and a piece of prompt for those
+still waiting to start. A prompt is computed once, in a sequence of its own, which its n samples then
+share (`llama_memory_seq_cp` copies no memory). Finished sequences stay as long as there is room, so
+that a continuation, or a fork at any token, finds all but its last token already computed.
+
+Room is promised before a sample starts (its prompt plus `max_tokens`), so running samples never run
+out of cache; idle sequences give way in the order of their last use.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ponder.engine.libllama import ABORTED
+from ponder.engine.sampling import Sampling, log_softmax_at, pick
+from ponder.errors import ContextOverflow, EngineError, PonderError
+
+Logits = npt.NDArray[np.float32]
+
+PREFILL_BESIDE_DECODE = 128
+"""Prompt tokens a step while samples are running: bounds the pause that a new prompt gives them."""
+
+
+class Backend(Protocol):
+    """What the scheduler needs of `libllama.Model`."""
+
+    batch: int
+    context: int
+
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> int: ...
+    def logits(self, row: int) -> Logits: ...
+    def copy(self, source: int, target: int, length: int) -> None: ...
+    def truncate(self, sequence: int, length: int) -> None: ...
+    def use_adapters(self, scales: Sequence[float]) -> None: ...
+
+
+@dataclass
+class _Slot:
+    """A sequence of the cache: `tokens` are computed, with `adapters` switched on."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    adapters: tuple[float, ...] = ()
+    busy: bool = False
+    used: int = 0
+
+
+@dataclass
+class _Sample:
+    index: int
+    slot: _Slot
+    request: Request
+    random: np.random.Generator
+    next: int
+    count: int = 0
+
+
+@dataclass
+class Request:
+    """n continuations of `prefix`. `emit(tokens, finishes)` gets (index, id, logprob) and (index, finish) rows."""
+
+    key: int
+    prefix: list[int]
+    n: int
+    max_tokens: int
+    sampling: Sampling
+    adapters: tuple[float, ...]
+    emit: Callable[[list[tuple[int, int, float]], list[tuple[int, str]]], None]
+    fail: Callable[[PonderError], None]
+    prompt: Callable[[int, int], None]
+    holder: _Slot | None = None
+    logits: Logits | None = None
+    started: int = 0
+    running: int = 0
+    cancelled: bool = False
+
+    @property
+    def over(self) -> bool:
+        return self.running == 0 and (self.cancelled or self.started == self.n)
+
+
+class Scheduler:
+    """Runs requests on a backend whose cache holds `cells` tokens in at most `sequences` sequences."""
+
+    def __init__(self, backend: Backend, *, cells: int, sequences: int, end_ids: Sequence[int]) -> None:
+        self._backend = backend
+        self._cells = cells
+        self._slots = [_Slot(number) for number in range(sequences)]
+        self._end_ids = frozenset(end_ids)
+        self._end_array = np.array(sorted(end_ids), dtype=np.int64)
+        self._requests: deque[Request] = deque()
+        self._samples: list[_Sample] = []
+        self._active_adapters: tuple[float, ...] | None = None
+        self._clock = 0
+
+    # ------------------------------------------------------------ what callers do
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self._requests
+
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises ContextOverflow where it could never fit."""
+        room = min(self._cells, self._backend.context)
+        if len(request.prefix) + request.max_tokens > room:
+            raise ContextOverflow(
+                f"a prompt of {len(request.prefix)} tokens and {request.max_tokens} more do not fit into {room}",
+                "shorten the prompt or lower the budget",
+            )
+        if not request.prefix:
+            raise ContextOverflow("an empty prompt cannot be continued", "give at least one token")
+        self._requests.append(request)
+
+    def cancel(self, key: int) -> None:
+        """Ends a request at once; its samples finish as "cancelled"."""
+        for request in [r for r in self._requests if r.key == key]:
+            request.cancelled = True
+            mine = [s for s in self._samples if s.request is request]
+            request.emit([], [(s.index, "cancelled") for s in mine])
+            for sample in mine:
+                self._end(sample)
+            self._retire(request)
+
+    def drop_all(self) -> list[Request]:
+        """Forgets every request, running or waiting, and the whole cache; returns them."""
+        dropped = list(self._requests)
+        self._requests.clear()
+        self._samples.clear()
+        for slot in self._slots:
+            self._forget(slot)
+            slot.busy = False
+        for request in dropped:
+            request.holder = None
+        return dropped
+
+    def step(self) -> None:
+        """One batch. Raises EngineError where llama.cpp cannot compute it."""
+        self._admit()
+        adapters = self._turn()
+        if adapters is None:
+            return
+        decoding = [s for s in self._samples if s.request.adapters == adapters][: self._backend.batch]
+        rows = [(s.next, len(s.slot.tokens), s.slot.number, True) for s in decoding]
+        prefilling = self._prefill_rows(adapters, rows)
+        if not rows:
+            return
+        self._switch(adapters)
+        if not self._compute(rows, [s.slot for s in decoding] + [p[0].holder for p in prefilling if p[0].holder]):
+            return
+        for sample in decoding:
+            sample.slot.tokens.append(sample.next)
+        self._finish_prefill(prefilling)
+        self._sample_all(decoding)
+
+    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...]) -> list[float]:
+        """Log-probabilities of `ids[start:]`, start >= 1. Raises ContextOverflow."""
+        if len(ids) > min(self._cells, self._backend.context) - self._promised():
+            raise ContextOverflow(f"{len(ids)} tokens to score do not fit into the cache", "score a shorter text")
+        slot, cached = self._open(ids, adapters, limit=start - 1)
+        self._switch(adapters)
+        scores: list[float] = []
+        for begin in range(cached, len(ids) - 1, 64):
+            rows = [(ids[at], at, slot.number, at >= start - 1) for at in range(begin, min(begin + 64, len(ids) - 1))]
+            if not self._compute(rows, [slot]):
+                raise EngineError("scoring was interrupted", "ask again")
+            slot.tokens.extend(row[0] for row in rows)
+            scores += [log_softmax_at(self._backend.logits(i), ids[r[1] + 1]) for i, r in enumerate(rows) if r[3]]
+        self._release(slot)
+        return scores
+
+    # ------------------------------------------------------------ admission
+
+    def _promised(self) -> int:
+        """Cache cells that requests under way may still come to use. One sample of each is always promised."""
+        under_way = [r for r in self._requests if r.holder or r.running]
+        return sum(len(r.prefix) + max(1, r.running) * r.max_tokens for r in under_way)
+
+    def _admit(self) -> None:
+        for request in list(self._requests):
+            while request.logits is not None and request.started < request.n:
+                another = request.max_tokens if request.running else 0
+                if self._promised() + another > self._cells or all(slot.busy for slot in self._slots):
+                    break
+                self._start(request)
+        for request in self._requests:
+            if request.holder is None and request.started == 0:
+                free = sum(not slot.busy for slot in self._slots)
+                # Two slots: one for the prompt, one for its first sample.
+                if free < 2 or self._promised() + len(request.prefix) + request.max_tokens > self._cells:
+                    return
+                request.holder, cached = self._open(request.prefix, request.adapters, limit=len(request.prefix) - 1)
+                request.prompt(len(request.prefix) - cached, cached)
+
+    def _start(self, request: Request) -> None:
+        assert request.holder is not None
+        assert request.logits is not None
+        slot = self._claim(keep=request.holder)
+        self._backend.copy(request.holder.number, slot.number, len(request.prefix))
+        slot.tokens, slot.adapters = list(request.prefix), request.adapters
+        sample = _Sample(request.started, slot, request, request.sampling.random(request.started), next=-1)
+        request.started += 1
+        request.running += 1
+        self._samples.append(sample)
+        tokens: list[tuple[int, int, float]] = []
+        finishes: list[tuple[int, str]] = []
+        self._advance(sample, request.logits, tokens, finishes)
+        if request.started == request.n:
+            self._drop_holder(request)
+        request.emit(tokens, finishes)
+        self._retire(request)
+
+    # ------------------------------------------------------------ one step
+
+    def _turn(self) -> tuple[float, ...] | None:
+        """The adapters whose requests compute next: the others' turn comes after."""
+        waiting = [s.request.adapters for s in self._samples]
+        waiting += [r.adapters for r in self._requests if r.holder and r.logits is None]
+        if not waiting:
+            return None
+        others = [a for a in waiting if a != self._active_adapters]
+        return others[0] if others else waiting[0]
+
+    def _switch(self, adapters: tuple[float, ...]) -> None:
+        if adapters != self._active_adapters:
+            self._backend.use_adapters(adapters)
+            self._active_adapters = adapters
+
+    def _prefill_rows(
+        self, adapters: tuple[float, ...], rows: list[tuple[int, int, int, bool]]
+    ) -> list[tuple[Request, int, int]]:
+        """Appends prompt rows; returns (request, tokens added, row of its last prompt token or -1)."""
+        room = self._backend.batch - len(rows)
+        room = min(room, PREFILL_BESIDE_DECODE) if rows else room
+        added: list[tuple[Request, int, int]] = []
+        for request in self._requests:
+            holder = request.holder
+            if holder is None or request.logits is not None or request.adapters != adapters or room <= 0:
+                continue
+            begin = len(holder.tokens)
+            end = min(begin + room, len(request.prefix))
+            last = len(request.prefix) - 1
+            rows += [(request.prefix[at], at, holder.number, at == last) for at in range(begin, end)]
+            added.append((request, end - begin, len(rows) - 1 if end > last else -1))
+            room -= end - begin
+        return added
+
+    def _compute(self, rows: list[tuple[int, int, int, bool]], slots: Sequence[_Slot]) -> bool:
+        """Decodes `rows`; False where it was aborted. Idle sequences give way if the cache is full."""
+        while True:
+            code = self._backend.decode(rows)
+            if code == 0:
+                return True
+            for slot in slots:  # what was computed of this batch is forgotten, so that it can run again
+                self._backend.truncate(slot.number, len(slot.tokens))
+            if code == ABORTED:
+                return False
+            victim = self._oldest_idle()
+            if code != 1 or victim is None:
+                raise EngineError(f"llama.cpp could not compute a batch of {len(rows)} tokens (code {code})")
+            self._forget(victim)
+
+    def _finish_prefill(self, prefilling: list[tuple[Request, int, int]]) -> None:
+        for request, count, row in prefilling:
+            assert request.holder is not None
+            begin = len(request.holder.tokens)
+            request.holder.tokens += request.prefix[begin : begin + count]
+            if row >= 0:
+                request.logits = self._backend.logits(row).copy()
+
+    def _sample_all(self, decoding: list[_Sample]) -> None:
+        said: dict[int, tuple[Request, list[tuple[int, int, float]], list[tuple[int, str]]]] = {}
+        for row, sample in enumerate(decoding):
+            request = sample.request
+            _, tokens, finishes = said.setdefault(request.key, (request, [], []))
+            self._advance(sample, self._backend.logits(row), tokens, finishes)
+        for request, tokens, finishes in said.values():
+            request.emit(tokens, finishes)
+            self._retire(request)
+
+    def _advance(
+        self, sample: _Sample, logits: Logits, tokens: list[tuple[int, int, float]], finishes: list[tuple[int, str]]
+    ) -> None:
+        request = sample.request
+        banned = self._end_array if request.sampling.ignore_eos else None
+        sample.next, logprob = pick(logits, request.sampling, sample.random, banned)
+        sample.count += 1
+        tokens.append((sample.index, sample.next, logprob))
+        finish = (
+            "stop" if sample.next in self._end_ids else "length" if sample.count == request.max_tokens else None
+        )
+        if finish:
+            finishes.append((sample.index, finish))
+            self._end(sample)
+
+    # ------------------------------------------------------------ slots
+
+    def _end(self, sample: _Sample) -> None:
+        self._samples.remove(sample)
+        sample.request.running -= 1
+        self._release(sample.slot)
+
+    def _retire(self, request: Request) -> None:
+        if request.over and request in self._requests:
+            self._drop_holder(request)
+            request.logits = None
+            self._requests.remove(request)
+
+    def _drop_holder(self, request: Request) -> None:
+        if request.holder is not None:
+            self._release(request.holder)
+            request.holder = None
+
+    def _release(self, slot: _Slot) -> None:
+        self._clock += 1
+        slot.busy, slot.used = False, self._clock
+
+    def _oldest_idle(self, keep: _Slot | None = None) -> _Slot | None:
+        idle = [s for s in self._slots if not s.busy and s.tokens and s is not keep]
+        return min(idle, key=lambda s: s.used, default=None)
+
+    def _forget(self, slot: _Slot) -> None:
+        self._backend.truncate(slot.number, 0)
+        slot.tokens = []
+
+    def _claim(self, keep: _Slot | None = None) -> _Slot:
+        """An empty slot, by forgetting the longest unused one if there is none."""
+        slot = next((s for s in self._slots if not s.busy and not s.tokens), None) or self._oldest_idle(keep)
+        if slot is None:  # only `keep` is idle: it loses its cache to its own continuation
+            slot = next(s for s in self._slots if not s.busy)
+        self._forget(slot)
+        slot.busy = True
+        return slot
+
+    def _open(self, ids: Sequence[int], adapters: tuple[float, ...], limit: int) -> tuple[_Slot, int]:
+        """A busy slot that holds the longest computed prefix of `ids`, at most `limit` long, and its length."""
+        best, length = None, 0
+        for slot in self._slots:
+            if slot.tokens and slot.adapters == adapters:
+                common = min(_common(slot.tokens, ids), limit)
+                if common > length:
+                    best, length = slot, common
+        if best is not None and not best.busy and all(s.busy or s is best for s in self._slots):
+            self._backend.truncate(best.number, length)
+            target = best
+            target.busy = True
+        else:
+            target = self._claim(keep=best)
+            if best is not None and length:
+                self._backend.copy(best.number, target.number, length)
+        target.tokens, target.adapters = list(ids[:length]), adapters
+        return target, length
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    size = min(len(a), len(b))
+    if list(a[:size]) == list(b[:size]):
+        return size
+    low, high = 0, size  # a[:low] == b[:low], a[:high] != b[:high]
+    while high - low > 1:
+        middle = (low + high) // 2
+        if list(a[low:middle]) == list(b[low:middle]):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def describe(scheduler: Scheduler) -> dict[str, Any]:
+    """Counts for tests and monitoring."""
+    return {
+        "running": len(scheduler._samples),
+        "requests": len(scheduler._requests),
+        "cached": sum(len(s.tokens) for s in scheduler._slots),
+    }

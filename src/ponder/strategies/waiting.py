@@ -1,0 +1,34 @@
+"""Waiting for the next chunk of a stream, but no longer than there is time or the user wants."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def next_or_none(stream: AsyncIterator[T], stop: asyncio.Event | None, timeout: float | None) -> T | None:
+    """The next item; None once `timeout` seconds are over or `stop` is set, with the read cancelled.
+
+    Raises StopAsyncIteration at the end of the stream.
+    """
+    if stop is None and timeout is None:
+        return await anext(stream)
+    reading = asyncio.ensure_future(_read(stream))
+    stopping = None if stop is None else asyncio.ensure_future(stop.wait())
+    waiting: set[asyncio.Future[object]] = {f for f in (reading, stopping) if f is not None}  # type: ignore[misc]
+    try:
+        await asyncio.wait(
+            waiting, timeout=None if timeout is None else max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED
+        )
+        return reading.result() if reading.done() else None
+    finally:
+        for future in waiting:
+            future.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _read(stream: AsyncIterator[T]) -> T:
+    return await anext(stream)
