@@ -45,7 +45,6 @@ class Unsupported(PonderError):
 class EngineError(PonderError):
     """The engine failed. `retryable` says whether the same call may succeed later."""
 
-    exit_code = 3
     retryable = False
 
 

@@ -491,8 +491,10 @@ def event_to_json(event: Event) -> str:
 def event_from_json(text: str) -> Event:
     """An event back from `event_to_json`."""
     document = json.loads(text)
+    if not isinstance(document, dict):
+        raise ValueError("a JSON object was expected")
     kinds: dict[str, type[Any]] = {kind.__dataclass_fields__["type"].default: kind for kind in Event.__args__}  # type: ignore[attr-defined]
-    kind = kinds.get(document.get("type"))
+    kind = kinds.get(str(document.get("type")))
     if kind is None:
         raise ValueError(f"{document.get('type')!r} is no event of this ponder")
     event: Event = from_dict(kind, document)

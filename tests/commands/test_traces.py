@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from ponder.commands.traces import app, describe
+from ponder.commands.terminal import describe
+from ponder.commands.traces import app
 from ponder.errors import InputError, StoreError
 from ponder.ops.store import Store
 from ponder.types import (
@@ -196,6 +197,9 @@ def test_what_a_model_wrote_cannot_steer_the_terminal() -> None:
     for shown in (out("show", "abc"), out("list")):
         assert not set("\x1b\x07\r\u202e") & set(shown)
         assert "owned" in shown
+    friendly = "👩\u200d🚀 a\u00a0b 日本\u3000語"
+    keep(trace("other", friendly))
+    assert friendly in out("show", "other")
 
 
 def test_thinking_is_dimmed_on_a_terminal_and_no_color_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import faults
 import servers
 
 from ponder.engine.remote_errors import Refused
@@ -57,7 +58,7 @@ async def events_of(wire: Transport, url: str) -> list[dict[str, Any]]:
     return [event async for event in wire.stream(f"{url}/chat/completions", ASK)]
 
 
-def answers(*faults: servers.Fault, **how: Any) -> tuple[list[dict[str, Any]], int]:
+def answers(*faults: faults.Fault, **how: Any) -> tuple[list[dict[str, Any]], int]:
     """The events that arrive in the end, and how many requests that took."""
 
     async def run() -> tuple[list[dict[str, Any]], int]:
@@ -67,7 +68,7 @@ def answers(*faults: servers.Fault, **how: Any) -> tuple[list[dict[str, Any]], i
     return asyncio.run(run())
 
 
-def failure(*faults: servers.Fault, **how: Any) -> tuple[PonderError, int, float]:
+def failure(*faults: faults.Fault, **how: Any) -> tuple[PonderError, int, float]:
     """What is raised, how many requests were made, and how long it took."""
 
     async def run() -> tuple[PonderError, int, float]:
@@ -113,7 +114,7 @@ def test_a_carriage_return_at_the_end_of_a_piece_is_not_an_event_of_its_own() ->
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.sampled_from([b"\n", b"\r\n"]))
 def test_any_split_into_tcp_pieces_gives_the_same_events(cuts: list[int], line_end: bytes) -> None:
     plain, _ = answers()
-    pieces, _ = answers(servers.split(cuts, line_end, b""))
+    pieces, _ = answers(faults.split(cuts, line_end, b""))
     assert pieces == plain
     assert len(plain) == 3
 
@@ -123,13 +124,13 @@ def test_any_split_into_tcp_pieces_gives_the_same_events(cuts: list[int], line_e
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 def test_passing_failures_are_retried(status: int) -> None:
-    events, asked = answers(servers.refuse(status), servers.refuse(status))
+    events, asked = answers(faults.refuse(status), faults.refuse(status))
     assert events[0]["choices"][0]["delta"]["role"] == "assistant"
     assert asked == 3
 
 
-@pytest.mark.parametrize("fault", [servers.reset(), servers.cut_after(0)], ids=["before headers", "before body"])
-def test_a_connection_that_breaks_before_the_first_byte_is_retried(fault: servers.Fault) -> None:
+@pytest.mark.parametrize("fault", [faults.reset(), faults.cut_after(0)], ids=["before headers", "before body"])
+def test_a_connection_that_breaks_before_the_first_byte_is_retried(fault: faults.Fault) -> None:
     events, asked = answers(fault, fault)
     assert len(events) == 3
     assert asked == 3
@@ -137,7 +138,7 @@ def test_a_connection_that_breaks_before_the_first_byte_is_retried(fault: server
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 413, 422, 501])
 def test_refusals_are_not_retried(status: int) -> None:
-    error, asked, _ = failure(servers.refuse(status))
+    error, asked, _ = failure(faults.refuse(status))
     assert isinstance(error, Refused)
     assert error.status == status
     assert not error.retryable
@@ -145,17 +146,17 @@ def test_refusals_are_not_retried(status: int) -> None:
 
 
 def test_the_number_of_tries_is_bounded() -> None:
-    error, asked, _ = failure(*[servers.refuse(503)] * 9)
+    error, asked, _ = failure(*[faults.refuse(503)] * 9)
     assert isinstance(error, EngineUnavailable)
     assert asked == 3
-    error, asked, _ = failure(*[servers.reset()] * 9)
+    error, asked, _ = failure(*[faults.reset()] * 9)
     assert isinstance(error, EngineDisconnected)
     assert asked == 3
 
 
 def test_the_total_wait_is_bounded() -> None:
     patient = Retries(attempts=100, base=0.1, cap=0.1, total=0.2)
-    error, asked, took = failure(*[servers.refuse(503)] * 100, retries=patient)
+    error, asked, took = failure(*[faults.refuse(503)] * 100, retries=patient)
     assert isinstance(error, EngineUnavailable)
     assert 2 <= asked < 100
     assert took < 1.0
@@ -163,7 +164,7 @@ def test_the_total_wait_is_bounded() -> None:
 
 def test_nothing_is_retried_after_the_first_event() -> None:
     for count in (1, 2):
-        error, asked, _ = failure(servers.cut_after(count))
+        error, asked, _ = failure(faults.cut_after(count))
         assert isinstance(error, EngineDisconnected)
         assert asked == 1
 
@@ -181,14 +182,14 @@ def test_backoff_grows_to_its_cap_and_is_jittered() -> None:
 
 def test_retry_after_is_waited_for() -> None:
     began = time.monotonic()
-    _, asked = answers(servers.refuse(429, retry_after="0.3"))
+    _, asked = answers(faults.refuse(429, retry_after="0.3"))
     assert asked == 2
     assert 0.3 <= time.monotonic() - began < 1.2
 
 
 def test_a_retry_after_beyond_the_limit_is_raised_at_once() -> None:
     for status in (429, 503):
-        error, asked, took = failure(servers.refuse(status, retry_after="30"))
+        error, asked, took = failure(faults.refuse(status, retry_after="30"))
         assert isinstance(error, RateLimited)
         assert error.after == 30
         assert "30 seconds" in str(error)
@@ -207,7 +208,7 @@ def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
 
 def test_an_exhausted_quota_is_not_waited_for() -> None:
     body = {"error": {"message": "no more", "code": "insufficient_quota"}}
-    error, asked, _ = failure(servers.refuse(429, body))
+    error, asked, _ = failure(faults.refuse(429, body))
     assert "no quota" in str(error)
     assert asked == 1
 
@@ -216,7 +217,7 @@ def test_an_exhausted_quota_is_not_waited_for() -> None:
 
 
 def test_silence_before_the_first_event_has_its_own_limit() -> None:
-    for fault in (servers.hang(), servers.hang(0), servers.put(0, servers.Wait(5))):
+    for fault in (faults.hang(), faults.hang(0), faults.put(0, faults.Wait(5))):
         error, asked, took = failure(fault, silence=9, first=0.3)
         assert isinstance(error, EngineTimeout)
         assert "0.3 seconds" in str(error)
@@ -225,8 +226,8 @@ def test_silence_before_the_first_event_has_its_own_limit() -> None:
 
 
 def test_pings_do_not_count_as_the_first_event() -> None:
-    def pings(steps: list[servers.Step]) -> list[servers.Step]:
-        return [step for _ in range(40) for step in (b": ping\n\n", servers.Wait(0.1))]
+    def pings(steps: list[faults.Step]) -> list[faults.Step]:
+        return [step for _ in range(40) for step in (b": ping\n\n", faults.Wait(0.1))]
 
     error, _, took = failure(pings, silence=9, first=0.4)
     assert isinstance(error, EngineTimeout)
@@ -234,14 +235,14 @@ def test_pings_do_not_count_as_the_first_event() -> None:
 
 
 def test_silence_in_the_middle_is_a_timeout() -> None:
-    error, asked, _ = failure(servers.hang(1), silence=0.3, first=9)
+    error, asked, _ = failure(faults.hang(1), silence=0.3, first=9)
     assert isinstance(error, EngineTimeout)
     assert "0.3 seconds" in str(error)
     assert asked == 1
 
 
 def test_a_slow_stream_that_never_falls_silent_is_none() -> None:
-    events, _ = answers(servers.slowly(0.15), silence=0.4, first=0.4)
+    events, _ = answers(faults.slowly(0.15), silence=0.4, first=0.4)
     assert len(events) == 3
 
 
@@ -249,10 +250,10 @@ def test_a_slow_stream_that_never_falls_silent_is_none() -> None:
 
 
 def test_a_web_page_is_recognised() -> None:
-    error, _, _ = failure(servers.page())
+    error, _, _ = failure(faults.page())
     assert isinstance(error, GarbledReply)
     assert "/v1" in str(error)
-    error, asked, _ = failure(*[servers.page(502, "Bad gateway")] * 3)
+    error, asked, _ = failure(*[faults.page(502, "Bad gateway")] * 3)
     assert "Bad gateway" in str(error)
     assert "<" not in str(error)
     assert asked == 3
@@ -260,7 +261,7 @@ def test_a_web_page_is_recognised() -> None:
 
 @pytest.mark.parametrize("junk", [b"data: {oops\n\n", b"data: [1]\n\n", b"data: 5\n\n"])
 def test_an_event_that_is_no_json_object_is_garbled(junk: bytes) -> None:
-    error, asked, _ = failure(servers.put(1, junk))
+    error, asked, _ = failure(faults.put(1, junk))
     assert isinstance(error, GarbledReply)
     assert asked == 1
 
@@ -280,17 +281,17 @@ def test_a_last_event_without_an_empty_line_counts() -> None:
     [b'data: {"error": {"message": "out of memory", "code": 500}}\n\n', b'error: {"message": "out of memory"}\n\n'],
 )
 def test_an_error_among_the_events_is_raised(raw: bytes) -> None:
-    error, asked, _ = failure(servers.put(1, raw))
+    error, asked, _ = failure(faults.put(1, raw))
     assert type(error) is EngineError
     assert "out of memory" in str(error)
     assert asked == 1
 
 
 def test_an_answer_all_at_once_is_refused_and_its_error_shown() -> None:
-    error, _, _ = failure(servers.whole({"choices": []}))
+    error, _, _ = failure(faults.whole({"choices": []}))
     assert isinstance(error, GarbledReply)
     assert "stream" in str(error)
-    error, _, _ = failure(servers.whole({"error": "busy"}))
+    error, _, _ = failure(faults.whole({"error": "busy"}))
     assert type(error) is EngineError
     assert "busy" in str(error)
 
@@ -306,32 +307,32 @@ def test_an_answer_all_at_once_is_refused_and_its_error_shown() -> None:
     ],
 )
 def test_an_overflow_is_told_from_other_refusals(body: dict[str, Any]) -> None:
-    error, _, _ = failure(servers.refuse(400, body))
+    error, _, _ = failure(faults.refuse(400, body))
     assert isinstance(error, ContextOverflow)
-    error, _, _ = failure(servers.put(1, b"data: " + json.dumps({"error": body.get("error", body)}).encode() + b"\n\n"))
+    error, _, _ = failure(faults.put(1, b"data: " + json.dumps({"error": body.get("error", body)}).encode() + b"\n\n"))
     assert isinstance(error, ContextOverflow) or "detail" in body
 
 
 def test_a_redirect_names_where_it_leads() -> None:
-    error, _, _ = failure(servers.refuse(301, location="http://else/v1"))
+    error, _, _ = failure(faults.refuse(301, location="http://else/v1"))
     assert "http://else/v1" in str(error)
 
 
 def test_messages_are_one_short_line() -> None:
-    error, _, _ = failure(servers.refuse(400, {"error": {"message": "a\nb " * 500}}))
+    error, _, _ = failure(faults.refuse(400, {"error": {"message": "a\nb " * 500}}))
     assert "\n" not in str(error)
     assert len(str(error)) < 500
-    error, _, _ = failure(servers.refuse(400, ["odd"]))
+    error, _, _ = failure(faults.refuse(400, ["odd"]))
     assert "odd" in str(error)
 
 
 def test_the_key_is_never_shown() -> None:
     key = "sk-very-secret"
     for fault in (
-        servers.refuse(401, {"error": {"message": f"Incorrect API key provided: {key}"}}),
-        servers.refuse(400, {"error": f"bad {key}"}),
-        servers.put(0, f"data: oops {key}\n\n".encode()),
-        servers.put(1, f'data: {{"error": {{"message": "{key}"}}}}\n\n'.encode()),
+        faults.refuse(401, {"error": {"message": f"Incorrect API key provided: {key}"}}),
+        faults.refuse(400, {"error": f"bad {key}"}),
+        faults.put(0, f"data: oops {key}\n\n".encode()),
+        faults.put(1, f'data: {{"error": {{"message": "{key}"}}}}\n\n'.encode()),
     ):
         error, _, _ = failure(fault, secret=key)
         assert key not in f"{error} {error!r} {vars(error)}"
@@ -355,7 +356,7 @@ def test_json_of_another_shape_is_garbled() -> None:
             server.post = lambda path, body: [1]  # type: ignore[method-assign]
             with pytest.raises(GarbledReply, match="list"):
                 await wire.post(f"{server.url}/x", {})
-            server._reply = lambda request: servers.Plain(200, b"nope")  # type: ignore[method-assign]
+            server._reply = lambda request: faults.Plain(200, b"nope")  # type: ignore[method-assign]
             with pytest.raises(GarbledReply, match="nope"):
                 await wire.get(f"{server.url}/x")
             assert await wire.probe(f"{server.url}/x") == {}
@@ -369,7 +370,7 @@ def test_json_of_another_shape_is_garbled() -> None:
 @pytest.mark.parametrize("after", [None, 0, 1])
 def test_leaving_closes_the_connection_at_once(after: int | None) -> None:
     async def run() -> None:
-        async with servers.FakeServer(faults=[servers.hang(after)]) as server, transport() as wire:
+        async with servers.FakeServer(faults=[faults.hang(after)]) as server, transport() as wire:
 
             async def read() -> None:
                 async with aclosing(wire.stream(f"{server.url}/chat/completions", ASK)) as events:
@@ -389,6 +390,6 @@ def test_leaving_closes_the_connection_at_once(after: int | None) -> None:
 
 def test_what_follows_done_is_not_waited_for() -> None:
     began = time.monotonic()
-    events, _ = answers(lambda steps: [*steps, servers.HANG], silence=9)
+    events, _ = answers(lambda steps: [*steps, faults.HANG], silence=9)
     assert len(events) == 3
     assert time.monotonic() - began < 3

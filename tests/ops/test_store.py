@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.errors import InputError, StoreError
@@ -125,6 +125,15 @@ def test_misuse_is_refused(store: Store) -> None:
     recorder.finish(begun())
     with pytest.raises(ValueError, match="finished"):
         recorder.record(AnswerDelta("late"))
+
+
+def test_texts_that_are_no_unicode_are_refused(store: Store) -> None:
+    recorder = store.begin(begun())
+    with pytest.raises(InputError, match="no UTF-8"):
+        store.begin(begun("t2", "caf\udce9"))
+    with pytest.raises(InputError, match="no UTF-8"):
+        recorder.record(AnswerDelta("caf\udce9"))
+    assert [summary.id for summary in store.list()] == ["t1"]
 
 
 def test_an_unfinished_trace_is_rebuilt_from_its_events(store: Store) -> None:
@@ -635,6 +644,7 @@ def test_coalesce_joins_samples_that_take_turns() -> None:
 
 
 @given(st.lists(deltas | others, max_size=30))
+@settings(deadline=None)
 def test_coalesce_keeps_every_text_and_the_order_within_each_sample(events: list[Event]) -> None:
     joined = coalesce(events)
     assert coalesce(joined) == joined

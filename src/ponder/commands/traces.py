@@ -13,9 +13,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from ponder.commands.terminal import describe, plain
+
 if TYPE_CHECKING:
     from ponder.ops.store import TraceSummary
-    from ponder.types import Cost, Event, Trace, TraceState
+    from ponder.types import Event, Trace, TraceState
 
 app = typer.Typer(help="Traces: what was asked, thought and answered, and what it cost.", no_args_is_help=True)
 
@@ -112,13 +114,8 @@ def _console() -> Console:
     return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
-def _plain(text: str) -> str:
-    """Text without control characters: what a model wrote must not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
 def _short(text: str, width: int) -> str:
-    line = " ".join(_plain(text).split())
+    line = " ".join(plain(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
@@ -128,7 +125,7 @@ def _print_list(summaries: list[TraceSummary]) -> None:
     for each in summaries:
         created = each.created[:16].replace("T", " ")
         facts = f"  {created}  {each.state}  {each.tokens} tokens"
-        console.print(Text(_plain(each.id), style="bold").append(facts, style="not bold dim"), soft_wrap=True)
+        console.print(Text(plain(each.id), style="bold").append(facts, style="not bold dim"), soft_wrap=True)
         line = _short(each.question, 200) + (f" → {_short(each.answer, 200)}" if each.answer else "")
         console.print(Text("  " + _short(line, max(20, console.width - 2))), soft_wrap=True)
 
@@ -152,26 +149,9 @@ def _print(trace: Trace) -> None:
 
 
 def _section(console: Console, title: str, body: str, style: str = "") -> None:
-    console.print(Text(_plain(title), style="bold"))
-    console.print(Text(_plain(body), style=style), soft_wrap=True)
+    console.print(Text(plain(title), style="bold"))
+    console.print(Text(plain(body), style=style), soft_wrap=True)
     console.print()
-
-
-def describe(cost: Cost) -> str:
-    """A cost in one line; what was not spent is left out."""
-    counts = {
-        "thinking": cost.thinking,
-        "answer": cost.answer,
-        "verifier": cost.verifier,
-        "probe": cost.probe,
-        "cancelled": cost.cancelled,
-        "written": cost.written,
-    }
-    parts = [f"{count} {name}" for name, count in counts.items() if count]
-    line = f"{cost.tokens} tokens"
-    line += f" ({', '.join(parts)})" if parts else ""
-    line += f" · prompt {cost.prompt_computed} computed, {cost.prompt_cached} cached · {cost.seconds:.1f} s"
-    return line + (f" · ${cost.dollars:.6f}" if cost.dollars else "")
 
 
 def _line(event: Event) -> str:

@@ -26,7 +26,8 @@ class LlamaServer:
 
     Its stream names only the last of the tokens that make up one character. The others are recovered by
     tokenising the character, and where that does not agree with the server's counts they are reported
-    as `lost`: such a sample is no longer exact, and neither continuing nor training on it is.
+    as `lost`: such a sample is no longer exact, and neither continuing nor training on it is. Recovered
+    ids have no log-probability, and the rest of a character that the prompt began reads as U+FFFD.
     """
 
     capabilities = Capabilities(chat=True, score=False, exact_cancel=False)

@@ -294,9 +294,7 @@ class Scheduler:
         sample.next, logprob = pick(logits, request.sampling, sample.random, banned)
         sample.count += 1
         tokens.append((sample.index, sample.next, logprob))
-        finish = (
-            "stop" if sample.next in self._end_ids else "length" if sample.count == request.max_tokens else None
-        )
+        finish = "stop" if sample.next in self._end_ids else "length" if sample.count == request.max_tokens else None
         if finish:
             finishes.append((sample.index, finish))
             self._end(sample)

@@ -87,8 +87,9 @@ class _Later(Exception):
 class _Reply:
     """The body of a good response, piece by piece. The first piece has arrived already."""
 
-    def __init__(self, url: str, response: httpx.Response, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, url: str, response: httpx.Response, pieces: AsyncIterator[bytes], deadline: float) -> None:
         self.url = url
+        self.deadline = deadline  # of the first event, on the monotonic clock
         self.kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._response = response
         self._pieces = pieces
@@ -160,14 +161,13 @@ class Transport:
         Raises EngineError for an error among the events, GarbledReply for one that is not a JSON object,
         EngineTimeout after too long a silence, EngineDisconnected if the connection breaks.
         """
-        deadline = time.monotonic() + self._first
         reply = await self._open("POST", url, body, self._first, True)
         try:
             await self._check_stream(reply)
             decoder = SseDecoder()
             begun = done = ended = False
             while not (done or ended):
-                piece = await self._next(reply, None if begun else deadline)
+                piece = await self._next(reply, begun)
                 ended = not piece
                 for payload in decoder.flush() if ended else decoder.feed(piece):
                     done = payload.strip() == "[DONE]"
@@ -183,10 +183,10 @@ class Transport:
         finally:
             await reply.close()
 
-    async def _next(self, reply: _Reply, deadline: float | None) -> bytes:
-        if deadline is None:
+    async def _next(self, reply: _Reply, begun: bool) -> bytes:
+        if begun:
             return await reply.piece(self._silence)
-        return await reply.piece(max(0.0, deadline - time.monotonic()), waited=self._first)
+        return await reply.piece(max(0.0, reply.deadline - time.monotonic()), waited=self._first)
 
     async def _json(self, method: str, url: str, body: Mapping[str, Any] | None, patient: bool) -> Any:
         reply = await self._open(method, url, body, self._silence, patient)
@@ -237,7 +237,7 @@ class Transport:
             raise _Later(unreachable(url)) from None
         except httpx.HTTPError as error:
             raise _Later(broken(url, str(error))) from None
-        reply = _Reply(url, response, response.aiter_bytes())
+        reply = _Reply(url, response, response.aiter_bytes(), deadline)
         try:
             if response.status_code >= 300:
                 await self._refuse(reply, response)

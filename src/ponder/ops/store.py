@@ -451,6 +451,10 @@ def _sqlite_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError:
         raise
+    except UnicodeEncodeError:
+        raise InputError(
+            "a text with bytes that are no UTF-8 cannot be stored", f"write it in UTF-8, {NO_STORE}"
+        ) from None
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:  # a misuse of the connection, not a state of the file

@@ -23,6 +23,9 @@ from ponder.types import Budget, Cost, Event, Question, SampleFinished
 RESUMES = 2
 """How often a sample whose engine went away is continued, from its exact ids."""
 
+UNKNOWN_CONTEXT = 8192
+"""Tokens taken for the context of a model whose server does not tell."""
+
 THINKING_SHARE = 0.7
 """Share of a bound in seconds after which thinking has to close."""
 
@@ -103,7 +106,7 @@ async def think_within(
 
 async def make_plan(model: Model, prompt: Prompt, budget: Budget, n: int, think: bool) -> Plan:
     """The plan of one of n samples that share `budget`."""
-    room = model.engine.info.context - len(prompt.ids)
+    room = (model.engine.info.context or UNKNOWN_CONTEXT) - len(prompt.ids)
     total = affordable(model, prompt, budget)
     tokens = room if total is None else min(total // n, room)
     form = model.format

@@ -159,6 +159,7 @@ class Draft:
         self._pending = 0  # ids at the end that are nothing but the beginning of a character
         self._straddling = ""  # what the id before those gave, if it began that character
         self._finish: Finish | None = None
+        self._ended = False  # the last id is an end-of-turn token
         self._opened = False
         self._owed: list[Action] = []
         self._unsaid: list[Event] = []
@@ -242,12 +243,17 @@ class Draft:
         self._append(chunk.ids, chunk.text, True, chunk.logprobs or (None,) * len(chunk.ids))
         self._note_pending(chunk)
         self._finish = chunk.finish
-        was_thinking = self._parser.state == "thinking"
+        # An engine that does not know its end-of-turn tokens shows them by their lack of text.
+        last = chunk.ids[-1] if chunk.ids else -1
+        self._ended = last in self.end_ids if self.end_ids else bool(chunk.ids) and not chunk.text
+        was = self._parser.state
         pieces = self._parser.feed(chunk.text)
-        answering = self._parser.state == "answer" or (self._parser.state == "before" and not self.plan.think)
-        self._sampled["answer" if answering else "thinking"] += len(chunk.ids)
-        if was_thinking and answering and self.thought < self.plan.min_thinking:
-            return self._reopen(pieces)
+        now = self._parser.state
+        self._sampled["thinking" if now == "thinking" or self.still_thinking else "answer"] += len(chunk.ids)
+        if was == "thinking" and now == "answer" and self.thought < self.plan.min_thinking:
+            return self._cut(pieces, self.plan.wait)
+        if was != "thinking" and now == "thinking" and not self.plan.think and self.empty and not self._opened:
+            return self._cut(pieces, self.plan.opener)
         return self._take(pieces)
 
     def _note_pending(self, chunk: Chunk) -> None:
@@ -319,7 +325,7 @@ class Draft:
         # A second think block took what was left for its marker.
         if not self.empty:
             return None
-        self._unsaid += self._take(self._parser.finish())
+        self._unsaid = self._take(self._parser.finish())
         self._parser = Parser(self.format, inside=False, tools=self.tools)
         self._parser.feed(self.format.answer_opener)  # past "before": what comes now is answer
         self._finish = "stop"
@@ -387,7 +393,7 @@ class Draft:
 
     def _drop_end(self) -> None:
         """Takes back the token that ended the turn."""
-        if self._finish == "stop" and self.ids and self.ids[-1] in self.end_ids:
+        if self._finish == "stop" and self.ids and self._ended:
             self._drop(1)
         self._finish = None
 
@@ -407,21 +413,22 @@ class Draft:
         self._owed.append(Restore(text))
         return most
 
-    def _reopen(self, pieces: Sequence[Piece]) -> list[Event]:
-        """Thinking was closed too early: forgets the closing marker and what came after it, and waits.
+    def _cut(self, pieces: Sequence[Piece], instead: Written) -> list[Event]:
+        """A marker came that is not wanted: forgets it and all after it, and writes something instead.
 
-        A token that holds both the end of the thinking and the beginning of the marker goes too; the
-        thinking's part of it, which may have been shown already, is written again.
+        Thinking that closed too early waits; an answer that was to come at once, and opened thinking,
+        is begun. A token that holds both the end of what stays and the beginning of the marker goes
+        too; what stays of it may have been shown already, and is put back.
         """
-        before = list(pieces[: next(i for i, p in enumerate(pieces) if p.kind != "thinking")])
-        text = "".join(p.text for p in [*self._pieces, *before])
+        unwanted = next(i for i, p in enumerate(pieces) if p.kind != ("thinking" if self.plan.think else "answer"))
+        text = "".join(p.text for p in [*self._pieces, *pieces[:unwanted]])
         position = next((i for i, end in enumerate(self._ends) if end > len(text)), len(self._ends))
         begin = self._ends[position - 1] if position else 0
         tail = text[begin:]
-        needed = len(tail.encode()) + len(self.plan.wait.ids) + self._keep() + 1
+        needed = len(tail.encode()) + len(instead.ids) + (self._keep() if self.plan.think else LEAST_ANSWER) + 1
         if self.plan.tokens - self.used < needed:
             return self._take(pieces)
-        events = self._take(before)
+        events = self._take(pieces[:unwanted])
         self._drop(len(self.ids) - position)
         self._length = begin
         self._tail = text[:begin][-80:]
@@ -429,5 +436,5 @@ class Draft:
         self._pending, self._straddling, self._finish, self.deaf = 0, "", "length", True
         if tail:
             self._owed.append(Restore(tail))
-        self._owed.append(Write(self.plan.wait))
+        self._owed.append(Write(instead))
         return events

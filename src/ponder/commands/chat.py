@@ -1,0 +1,180 @@
+"""`ponder chat`: a conversation of many turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ponder.commands import asking
+from ponder.commands.asking import Asking, Think
+from ponder.commands.terminal import Display, complain, describe
+from ponder.errors import InputError, PonderError
+from ponder.types import Budget, Cost, Message, ask, assistant, from_dict, system, to_dict, user
+
+if TYPE_CHECKING:
+    from ponder.chat.model import Model
+    from ponder.ops.store import Store
+
+HELP = """/budget N           tokens for each turn (now {budget})
+/think on|off|prompt  how to think (now {think})
+/save FILE          write the conversation as JSON lines
+/cost               what it has cost so far
+/undo               forget the last turn
+/help  /quit"""
+
+
+@dataclass
+class Conversation:
+    """What has been said, how to go on, and what it has cost."""
+
+    messages: list[Message]
+    budget: int
+    think: str
+    spent: list[Cost] = field(default_factory=list)
+    over: bool = False
+
+    def command(self, line: str) -> str:
+        """Carries out a line that begins with a slash; returns what to print. Raises InputError."""
+        name, _, argument = line[1:].strip().partition(" ")
+        argument = argument.strip()
+        match name:
+            case "quit" | "exit" | "q":
+                self.over = True
+                return ""
+            case "help" | "?":
+                return HELP.format(budget=self.budget, think=self.think)
+            case "cost":
+                return describe(sum(self.spent, Cost()))
+            case "budget":
+                return self._budget(argument)
+            case "think":
+                return self._think(argument)
+            case "save":
+                return self._save(argument)
+            case "undo":
+                return self._undo()
+        raise InputError(f"/{name} is no command", "see /help")
+
+    def _budget(self, argument: str) -> str:
+        if not argument.isdecimal() or int(argument) < 1:
+            raise InputError(f"{argument!r} is no budget", "try /budget 1000")
+        self.budget = int(argument)
+        return f"{self.budget} tokens for each turn"
+
+    def _think(self, argument: str) -> str:
+        if argument not in ("on", "off", "prompt"):
+            raise InputError(f"/think {argument} says nothing", "try /think on, /think off or /think prompt")
+        self.think = argument
+        return f"thinking {argument}"
+
+    def _save(self, argument: str) -> str:
+        if not argument:
+            raise InputError("/save needs a file", "try /save chat.jsonl")
+        lines = "".join(json.dumps(to_dict(m), ensure_ascii=False) + "\n" for m in self.messages)
+        try:
+            Path(argument).expanduser().write_text(lines, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {argument}: {error.strerror}", "choose another file") from None
+        return f"{len(self.messages)} messages in {argument}"
+
+    def _undo(self) -> str:
+        while self.messages and self.messages[-1].role == "assistant":
+            self.messages.pop()
+        if self.messages and self.messages[-1].role == "user":
+            self.messages.pop()
+        return f"{len(self.messages)} messages"
+
+
+def load(path: Path) -> list[Message]:
+    """The messages of a conversation that /save wrote. Raises InputError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [from_dict(Message, json.loads(line)) for line in lines if line.strip()]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", "give a file that /save wrote") from None
+    except (ValueError, AttributeError):
+        raise InputError(f"{path} is no saved conversation", "give a file that /save wrote") from None
+
+
+def chat(
+    model: asking.ModelOption = asking.DEFAULT_MODEL,
+    budget: asking.BudgetOption = asking.DEFAULT_BUDGET,
+    think: asking.ThinkOption = Think.auto,
+    no_think: asking.NoThinkOption = False,
+    adapter: asking.AdapterOption = None,
+    resume: Annotated[Path | None, typer.Option("--load", help="Go on with a conversation that /save wrote.")] = None,
+    temperature: asking.TemperatureOption = None,
+    seed: asking.SeedOption = None,
+    system_message: asking.SystemOption = None,
+    price: asking.PriceOption = None,
+    quiet: asking.QuietOption = False,
+    no_store: asking.NoStoreOption = False,
+) -> None:
+    """Talk with a model, turn by turn. /help lists what else can be said."""
+    if budget < 1:
+        raise InputError(f"a budget of {budget} tokens is none", "give at least 16")
+    messages = load(resume) if resume else [system(system_message)] if system_message else []
+    way = "off" if no_think else "prompt" if think is Think.prompt else "on"
+    conversation = Conversation(messages, budget, way)
+    options = Asking(model, tuple(adapter or ()), temperature, seed, price, not no_store, quiet)
+
+    async def work(stop: asyncio.Event) -> None:
+        with asking.opened_store(options) as store:
+            opened = await asking.open_asked(options, stop)
+            try:
+                await _talk(conversation, opened, store, quiet)
+            finally:
+                await opened.engine.close()
+
+    asking.run(work)
+
+
+async def _talk(conversation: Conversation, model: Model, store: Store | None, quiet: bool) -> None:
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (arrow keys and history, by being imported)
+        print(f"{model.name}: /help for help, Ctrl-D to leave", file=sys.stderr)
+    while not conversation.over:
+        line = await asyncio.to_thread(_read_line)
+        if line is None:
+            return
+        assert model.stop is not None
+        model.stop.clear()
+        try:
+            if line.startswith("/"):
+                if said := conversation.command(line):
+                    print(said, file=sys.stderr)
+            elif line.strip():
+                await _turn(conversation, line, model, store, quiet)
+        except PonderError as error:
+            complain(str(error))
+
+
+def _read_line() -> str | None:
+    prompt = "> " if sys.stdin.isatty() else ""
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+
+
+async def _turn(conversation: Conversation, line: str, model: Model, store: Store | None, quiet: bool) -> None:
+    messages = [*conversation.messages, user(line)]
+    think = Think.prompt if conversation.think == "prompt" else Think.auto
+    strategy = asking.strategy_of(think, conversation.think == "off")
+    display, trace = Display(quiet), None
+    try:
+        budget = Budget(tokens=conversation.budget)
+        trace = await asking.solved(ask(messages), model, strategy, budget, store, display.show)
+    finally:
+        display.end(trace.cost if trace else None)
+    # The thinking stays out of the history: templates drop it, and it would fill the context.
+    conversation.messages = [*messages, assistant(trace.answer)]
+    conversation.spent.append(replace(trace.cost))

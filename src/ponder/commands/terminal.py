@@ -1,0 +1,95 @@
+"""What a person sees while a model thinks: thinking dimmed, the answer plain, a last line with the cost."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from ponder.types import AnswerDelta, Cost, Event, ThinkingDelta, ToolCalled
+
+UNSAFE = dict.fromkeys(
+    [*(set(range(0x20)) - {0x09, 0x0A}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
+)
+"""Control characters, and those that turn the direction of writing."""
+
+
+def plain(text: str) -> str:
+    """Text without control characters: what a model wrote must not steer the terminal."""
+    return text.translate(UNSAFE)
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that wants colours (NO_COLOR, TERM=dumb and FORCE_COLOR are heeded)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
+
+
+def styled(text: str, code: str, stream: TextIO) -> str:
+    """`text` in the style of the ANSI `code`, where the stream takes it."""
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured(stream) else text
+
+
+def complain(message: str) -> None:
+    """One line about what went wrong, on standard error."""
+    line = " ".join(plain(message).split())
+    print(f"{styled('ponder:', '31', sys.stderr)} {line}", file=sys.stderr)
+
+
+def describe(cost: Cost) -> str:
+    """A cost in one line; what was not spent is left out."""
+    counts = {
+        "thinking": cost.thinking,
+        "answer": cost.answer,
+        "verifier": cost.verifier,
+        "probe": cost.probe,
+        "cancelled": cost.cancelled,
+        "written": cost.written,
+    }
+    parts = [f"{count} {name}" for name, count in counts.items() if count]
+    line = f"{cost.tokens} tokens"
+    line += f" ({', '.join(parts)})" if parts else ""
+    line += f" · prompt {cost.prompt_computed} computed, {cost.prompt_cached} cached · {cost.seconds:.1f} s"
+    if cost.seconds > 0 and cost.generated:
+        line += f" · {cost.generated / cost.seconds:.0f} tokens/s"
+    return line + (f" · ${cost.dollars:.6f}" if cost.dollars else "")
+
+
+@dataclass
+class Display:
+    """Shows events as they come. The answer goes to standard output, all else to standard error.
+
+    So a pipe gets the answer alone, and a terminal shows both in order.
+    """
+
+    quiet: bool = False
+    _last: str = field(default="", init=False)
+
+    def show(self, event: Event) -> None:
+        """Prints what `event` adds."""
+        if isinstance(event, ThinkingDelta) and not self.quiet:
+            self._write(event.text, "thinking")
+        elif isinstance(event, AnswerDelta):
+            self._write(event.text, "answer")
+        elif isinstance(event, ToolCalled) and not self.quiet:
+            self._write(f"[{event.call.name} {event.call.arguments}]\n", "thinking")
+
+    def end(self, cost: Cost | None) -> None:
+        """Ends the line, and says what it cost."""
+        if self._last:
+            print(file=sys.stdout if self._last == "answer" else sys.stderr, flush=True)
+        if cost is not None and not self.quiet:
+            print(styled(describe(cost), "2", sys.stderr), file=sys.stderr, flush=True)
+        self._last = ""
+
+    def _write(self, text: str, kind: str) -> None:
+        if self._last == "thinking" and kind == "answer":
+            print("\n", file=sys.stderr, flush=True)
+        text = plain(text)
+        if kind == "answer":
+            print(text, end="", flush=True)
+        else:
+            print(styled(text, "2", sys.stderr), end="", file=sys.stderr, flush=True)
+        self._last = kind
