@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import ponder
 from ponder.commands import models, traces
@@ -16,7 +18,35 @@ from ponder.commands.chat import chat
 from ponder.commands.terminal import complain
 from ponder.errors import PonderError
 
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+class _Commands(TyperGroup):
+    """Turns what ends a command into exit codes: a user's mistake gives one line on standard error and code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PonderError as error:
+            complain(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            complain("stopped")
+            raise typer.Exit(STOPPED) from None
+        except OSError as error:
+            # The reader of a pipe has left, as `| head` does: nobody is there to be told.
+            gone = isinstance(error, BrokenPipeError)
+            if not gone and error.errno not in FULL:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered cannot be written either
+            if gone:
+                raise typer.Exit(141) from None
+            complain(f"the output cannot be written: {error.strerror}. Free disk space, or send it elsewhere.")
+            raise typer.Exit(2) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Small open models that think before they answer, under a hard budget.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,19 +74,11 @@ def _main(
 
 
 def main() -> None:
-    """Runs the command line: a user's mistake gives one line on standard error and exit code 2."""
-    try:
-        app()
-    except PonderError as error:
-        complain(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        complain("stopped")
-        sys.exit(STOPPED)
-    except BrokenPipeError:
-        # The reader has left, as `| head` does: nobody is there to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    """Runs the command line."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as `<&-` does: its number must not go to the next file opened
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (lasts as long as we do)
+    app()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,32 @@
 """The first sentence: question -> engine (tokens) -> strategy -> answer, with its cost.
 
-import ponder
-print(ponder.solve("What is 3 + 4 * 5?", budget=1000))
+    import ponder
+    print(ponder.solve("What is 3 + 4 * 5?", budget=1000).answer)
+
+`stream` is the implementation; `asolve` and `solve` run it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
+import random
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ponder
 from ponder.chat.model import Model, model_of
 from ponder.engine import open_engine
-from ponder.errors import InputError, PonderError
+from ponder.errors import InputError
 from ponder.ops.replay import rebuild
 from ponder.protocols import SamplingParams, Strategy
 from ponder.strategies.chain_of_thought import chain_of_thought
@@ -40,29 +47,31 @@ async def stream(
     strategy: Strategy | None = None,
     budget: int | Budget | None = None,
     store: Store | None = None,
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Everything that happens while `question` is answered; the last event is `Done` with the trace.
 
     `budget` in tokens, or a `Budget`. With a `store`, each event is on disk before it is handed out.
-    Where solving fails, what there is is stored as "failed" and the error is raised.
+    Where solving fails, what there is is stored as "failed" and the error is raised. Closing the stream
+    early, or setting the model's `stop`, ends the work and leaves a trace that is "interrupted".
     """
     asked = _checked(question)
-    opened = model if isinstance(model, Model) else await open_model(model)
+    opened = _seeded(model if isinstance(model, Model) else await open_model(model))
     chosen = strategy or chain_of_thought()
     bounds = Budget(tokens=budget) if isinstance(budget, int) else budget or Budget()
     trace, events, started = _begin(asked, opened, chosen, bounds), list[Event](), time.monotonic()
     recorder = store.begin(trace) if store else None
     state: TraceState = "interrupted"
     try:
-        async for event in chosen(asked, opened, bounds):
-            events.append(event)
-            if recorder:
-                recorder.record(event)
-            yield event
+        async with _closing(chosen(asked, opened, bounds)) as happening:
+            async for event in happening:
+                events.append(event)
+                if recorder:
+                    recorder.record(event)
+                yield event
         if opened.stop is None or not opened.stop.is_set():
             state = "done"
-    except PonderError as error:
-        state, trace = "failed", replace(trace, error=str(error))
+    except Exception as error:
+        state, trace = "failed", replace(trace, error=str(error) or type(error).__name__)
         raise
     finally:
         trace = replace(rebuild(trace, events), state=state)
@@ -72,35 +81,117 @@ async def stream(
     yield Done(trace)
 
 
-async def asolve(question: Asked, **options: object) -> Trace:
+@asynccontextmanager
+async def _closing(events: AsyncIterator[Event]) -> AsyncIterator[AsyncIterator[Event]]:
+    """`aclosing` for any iterator: a strategy's may have nothing to close."""
+    try:
+        yield events
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def asolve(question: Asked, **options: Any) -> Trace:
     """The trace of answering `question`: `.answer`, `.thinking`, `.cost`. Options as of `stream`."""
-    async for event in stream(question, **options):  # type: ignore[arg-type]
-        if isinstance(event, Done):
-            return event.trace
+    async with aclosing(stream(question, **options)) as events:
+        async for event in events:
+            if isinstance(event, Done):
+                return event.trace
     raise AssertionError("a stream ends with Done")
 
 
-def solve(question: Asked, **options: object) -> Trace:
-    """`asolve` for code that is not asynchronous. Models stay open from call to call."""
-    if not hasattr(_local, "runner"):
-        _local.runner = asyncio.Runner()
-    runner: asyncio.Runner = _local.runner
-    return runner.run(asolve(question, **options))
+def solve(question: Asked, *, store: Store | None = None, **options: Any) -> Trace:
+    """`asolve` for code that is not asynchronous, from any thread. Models stay open from call to call."""
+    background = _background()
+    if threading.current_thread() is background.thread:
+        raise RuntimeError("solve() here would wait for itself: use `await asolve()`")
+    future = asyncio.run_coroutine_threadsafe(_solve(question, store, options), background.loop)
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C, say: nobody waits for the answer any more
+        future.cancel()
+        raise
 
 
-_local = threading.local()
+async def _solve(question: Asked, store: Store | None, options: dict[str, Any]) -> Trace:
+    if store is None:
+        return await asolve(question, **options)
+    with type(store).open(store.path) as mine:  # a store belongs to the thread that opened it
+        return await asolve(question, store=mine, **options)
+
+
+# ---------------------------------------------------------------- models that stay open
+
+
 _open: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Model]] = weakref.WeakKeyDictionary()
+_opening: dict[tuple[int, str], asyncio.Task[None]] = {}
 
 
 async def open_model(
     uri: str = DEFAULT_MODEL, *, adapters: Sequence[str] = (), params: SamplingParams | None = None
 ) -> Model:
     """The model behind `uri` (see `engine.open_engine`), opened once an event loop."""
-    known = _open.setdefault(asyncio.get_running_loop(), {})
-    key = "\0".join((uri, *adapters))
+    loop = asyncio.get_running_loop()
+    known, key = _open.setdefault(loop, {}), "\0".join((uri, *adapters))
     if key not in known:
-        known[key] = model_of(await open_engine(uri, adapters=adapters))
+        # Requests that come while a model is being opened wait for that instead of loading it again.
+        place = (id(loop), key)
+        if place not in _opening:
+            _opening[place] = asyncio.ensure_future(_open_into(known, key, uri, adapters))
+            _opening[place].add_done_callback(lambda _: _opening.pop(place))
+        await asyncio.shield(_opening[place])
     return replace(known[key], params=params) if params else known[key]
+
+
+async def _open_into(known: dict[str, Model], key: str, uri: str, adapters: Sequence[str]) -> None:
+    known[key] = model_of(await open_engine(uri, adapters=adapters))
+
+
+@dataclass
+class _Background:
+    """The event loop behind `solve`, in a thread of its own.
+
+    So all threads share what is open, and code inside a running loop, as in a notebook, can call it too.
+    """
+
+    pid: int = field(default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self.thread = threading.Thread(target=lambda: asyncio.run(_serve(ready)), name="ponder-solve", daemon=True)
+        self.thread.start()
+        self.loop, self._over = ready.result()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        if self.pid == os.getpid():
+            self.loop.call_soon_threadsafe(self._over.set)
+            self.thread.join(timeout=5)
+
+
+async def _serve(ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    ready.set_result((loop, over))
+    await over.wait()
+    for model in _open.get(loop, {}).values():
+        await model.engine.close()
+
+
+_lock = threading.Lock()
+_running: _Background | None = None
+
+
+def _background() -> _Background:
+    global _running
+    with _lock:
+        # A forked child has inherited the object, but no thread runs there.
+        if _running is None or _running.pid != os.getpid():
+            _running = _Background()
+        return _running
+
+
+# ---------------------------------------------------------------- the beginning of a trace
 
 
 def _checked(question: Asked) -> Question:
@@ -110,6 +201,13 @@ def _checked(question: Asked) -> Question:
     return asked
 
 
+def _seeded(model: Model) -> Model:
+    """The model with a seed drawn, where none was given, so that the trace can tell it."""
+    if model.params.seed is not None:
+        return model
+    return replace(model, params=replace(model.params, seed=random.getrandbits(63)))
+
+
 def _begin(question: Question, model: Model, strategy: Strategy, budget: Budget) -> Trace:
     capabilities = model.engine.capabilities
     provenance = Provenance(
@@ -117,7 +215,7 @@ def _begin(question: Question, model: Model, strategy: Strategy, budget: Budget)
         if capabilities.chat
         else str(model.engine.info.metadata.get("ponder.name", model.name)),
         adapters=model.params.adapters or dict.fromkeys(capabilities.adapters, 1.0),
-        strategy=getattr(strategy, "name", getattr(strategy, "__qualname__", "custom").split(".")[0]),
+        strategy=getattr(strategy, "__qualname__", type(strategy).__name__).split(".<locals>")[0],
         settings={"temperature": model.params.temperature, "top_p": model.params.top_p, "top_k": model.params.top_k},
         seed=model.params.seed,
         software=f"ponder {ponder.__version__}",

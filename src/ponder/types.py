@@ -287,11 +287,11 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("tokens", "seconds", "dollars", "calls", "answer"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # as NaN is not, either
                 raise ValueError(f"a budget's {name} must be above 0, not {value}")
         for name in ("thinking", "min_thinking"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise ValueError(f"a budget's {name} must be at least 0, not {value}")
         if self.tokens is not None and self.answer is not None and self.answer > self.tokens:
             raise ValueError(

@@ -158,7 +158,7 @@ def test_show_tells_everything_in_order() -> None:
             "the engine went away",
             "",
             "cost",
-            "33 tokens (30 thinking, 2 answer, 1 written) · prompt 12 computed, 3 cached · 1.2 s · $0.001200",
+            "33 tokens (30 thinking, 2 answer, 1 written) · prompt 12 computed, 3 cached · 1.2 s · 26 tokens/s · $0.001200",
             "",
             "events",
             "thinking_delta of sample 0: seven times eight",
@@ -270,7 +270,7 @@ def test_rm_yes_does_not_ask() -> None:
 def test_importing_the_command_stays_light() -> None:
     code = (
         "import sys, ponder.commands.traces;"
-        "heavy = [m for m in ('pydantic', 'numpy', 'httpx', 'sqlite3', 'ponder.ops.store') if m in sys.modules];"
+        "heavy = [m for m in ('pydantic', 'numpy', 'httpx', 'ponder.ops.store') if m in sys.modules];"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=os.environ)

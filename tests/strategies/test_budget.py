@@ -1,113 +1,187 @@
-"""The thinking budget over a byte-level engine: never over, always an answer, nothing lost."""
+"""The thinking budget over a byte-level engine: never over, always an answer or a typed failure, nothing lost."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import pytest
+from drive import MARKERS, babbler, check, check_told, short, think
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.chat.formats import FAMILIES, THINK_TAGS, ThinkingFormat
-from ponder.chat.model import Model, model_of
-from ponder.engine.scripted import EOS, Fault, ScriptedEngine, says
-from ponder.errors import BudgetTooSmall, EngineError
+from ponder.engine.scripted import Fault
+from ponder.errors import EngineError, EngineTimeout, NoAnswer
 from ponder.protocols import SamplingParams
-from ponder.strategies.budget import think_within
-from ponder.types import AnswerDelta, Budget, Cost, Event, Sample, SampleFinished, ThinkingDelta, ask
+from ponder.types import Budget
 
 PIECES = st.sampled_from(
-    ["<think>", "</think>", "</thi", "<", "think>", "\n", " ", "Wait. ", "We add 3 and 4.", "é", "漢字", "🤔", "7", "\x00"]
+    [
+        "<think>",
+        "</think>",
+        "</thi",
+        "<",
+        "think>",
+        "\n",
+        " ",
+        "Wait. ",
+        "We add 3 and 4.",
+        "é",
+        "漢字",
+        "🤔",
+        "7",
+        "\x00",
+    ]
 )
-
-
-def tokens_of(text: str, eos: bool) -> list[int]:
-    return [*text.encode(), *([EOS] if eos else [])]
-
-
-class Babble:
-    """Says the same stream of tokens whatever it is asked to continue, from where it stopped."""
-
-    def __init__(self, stream: Sequence[int]) -> None:
-        self.stream = stream
-        self.position: dict[int, int] = {}
-
-    def __call__(self, prefix: tuple[int, ...], index: int, params: SamplingParams):  # type: ignore[no-untyped-def]
-        while True:
-            at = self.position.get(index, 0)
-            self.position[index] = at + 1
-            yield self.stream[at] if at < len(self.stream) else EOS
-
-
-def events_of(model: Model, budget: Budget, n: int = 1, think: bool = True) -> list[Event]:
-    async def run() -> list[Event]:
-        return [event async for event in think_within(model, ask("What is 3 + 4?"), budget, n=n, think=think)]
-
-    return asyncio.run(run())
-
-
-def with_format(engine: ScriptedEngine, form: ThinkingFormat) -> Model:
-    """On bytes the usual opener has 13 tokens; a short one fits into the smallest budgets here."""
-    return replace(model_of(engine), format=replace(form, answer_opener="A:"))
-
-
-def finished(events: Sequence[Event]) -> list[tuple[Sample, Cost]]:
-    return [(e.sample, e.cost) for e in events if isinstance(e, SampleFinished)]
-
-
-def answer_runs(sample: Sample) -> list[str]:
-    """The stretches of answer. "<" and "think>" around a marker that was dropped make no marker of their own."""
-    runs, end = [""], -1
-    for span in sample.spans:
-        if span.kind == "answer":
-            runs[-1:] = [runs[-1] + sample.text[span.start : span.end]] if span.start == end else [runs[-1], ""]
-            runs[-1] = runs[-1] or sample.text[span.start : span.end]
-            end = span.end
-    return runs
-
-
-def check(engine: ScriptedEngine, events: Sequence[Event], budget: int, n: int = 1) -> None:
-    """What holds of every request, whatever the model says."""
-    samples = finished(events)
-    assert len(samples) == n
-    total = sum((cost for _, cost in samples), Cost())
-    assert total.tokens <= budget, "over budget"
-    assert total.generated == engine.generated, "usage differs from what the engine generated"
-    for sample, cost in samples:
-        assert sample.answer.strip(), "no answer"
-        assert not any(marker in run for run in answer_runs(sample) for marker in ("<think>", "</think>"))
-        for kind, of in ((ThinkingDelta, sample.thinking), (AnswerDelta, sample.answer)):
-            deltas = "".join(e.text for e in events if isinstance(e, kind) and e.sample == sample.index)
-            assert deltas.strip() == of, "the deltas are not the text"
-        assert cost.written == sample.mask.count(False)
-        assert len(sample.ids) == cost.tokens - cost.cancelled
+TEXTS = st.lists(PIECES, max_size=60).map("".join)
+FORMS = st.sampled_from([THINK_TAGS, FAMILIES["ponder"], FAMILIES["deepseek-r1"], FAMILIES["elicit"]])
+BURSTS = st.sampled_from([1, 1, 3])
+SPECIALS = st.sampled_from([(), (), MARKERS])
+LEAST = 6
+"""Tokens that a sample needs here: the short opener and the least answer."""
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    pieces=st.lists(PIECES, max_size=60),
+    text=TEXTS,
     eos=st.booleans(),
     budget=st.integers(16, 400),
     n=st.integers(1, 3),
-    think=st.booleans(),
+    wanted=st.booleans(),
     minimum=st.sampled_from([0, 0, 5, 40]),
-    form=st.sampled_from([THINK_TAGS, FAMILIES["ponder"], FAMILIES["deepseek-r1"], FAMILIES["elicit"]]),
-    burst=st.sampled_from([1, 1, 3]),
+    calls=st.sampled_from([None, None, 1, 2, 3, 4, 7]),
+    form=FORMS,
+    burst=BURSTS,
+    specials=SPECIALS,
 )
 def test_never_over_budget_and_always_an_answer(
-    pieces: list[str],
+    text: str,
     eos: bool,
     budget: int,
     n: int,
-    think: bool,
+    wanted: bool,
     minimum: int,
+    calls: int | None,
     form: ThinkingFormat,
     burst: int,
+    specials: Sequence[str],
 ) -> None:
-    engine = ScriptedEngine(Babble(tokens_of("".join(pieces), eos) or [55]), burst=burst)
-    if budget // n < 6:  # the opener and the least answer
+    engine = babbler(text, eos, burst=burst, specials=specials)
+    if budget // n < LEAST:
         return
-    events = events_of(with_format(engine, form), Budget(tokens=budget, min_thinking=minimum), n, think)
-    check(engine, events, budget, n)
+    outcome = think(short(engine, form), Budget(tokens=budget, min_thinking=minimum, calls=calls), n, wanted)
+    check(engine, outcome, budget, n)
+    assert calls is None or outcome.total.calls <= calls
+    if outcome.error is None:
+        assert all(sample.answer for sample, _ in outcome.finished)
+    elif isinstance(outcome.error, NoAnswer):
+        blank = [cost for s, cost in outcome.finished if s.answer.strip(" .:*\n") in ("", "A", "The answer is")]
+        assert any(cost.tokens == budget // n for cost in blank), "there was an answer, or room for trying on"
+    else:
+        assert calls is not None
+        assert isinstance(outcome.error, EngineTimeout)
+
+
+def faults(*kinds: str, times: Sequence[int | None] = (1, 2, 3, None)) -> st.SearchStrategy[list[Fault]]:
+    """A few faults at random tokens, of the whole call or of one sample."""
+    one = st.builds(
+        Fault,
+        kind=st.sampled_from(kinds),
+        at=st.integers(0, 60),
+        seconds=st.just(0.0005),
+        every=st.booleans(),
+        sample=st.sampled_from([None, None, 0, 1, 2]),
+        tokens=st.integers(0, 9),
+        prompt=st.integers(0, 9),
+        times=st.sampled_from(times),
+        first_call=st.integers(1, 4),
+    )
+    return st.lists(one, min_size=1, max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=TEXTS,
+    budget=st.integers(16, 300),
+    n=st.integers(1, 3),
+    minimum=st.sampled_from([0, 0, 20]),
+    calls=st.sampled_from([None, None, 1, 2, 5]),
+    form=FORMS,
+    burst=BURSTS,
+    specials=SPECIALS,
+    broken=faults("delay", "disconnect", "garbage", "wrong_counts", "partial", "rate_limit"),
+)
+def test_whatever_goes_wrong_there_is_an_answer_or_an_error_that_says_what(
+    text: str,
+    budget: int,
+    n: int,
+    minimum: int,
+    calls: int | None,
+    form: ThinkingFormat,
+    burst: int,
+    specials: Sequence[str],
+    broken: list[Fault],
+) -> None:
+    engine = babbler(text, burst=burst, specials=specials, faults=broken)
+    if budget // n < LEAST:
+        return
+    outcome = think(short(engine, form), Budget(tokens=budget, min_thinking=minimum, calls=calls), n)
+    if any(fault.kind == "wrong_counts" and fault.tokens for fault in broken):
+        check_told(engine, outcome, n)
+        assert outcome.total.generated >= engine.generated, "tokens were forgotten"
+    else:
+        check(engine, outcome, budget, n)
+    if outcome.error is None:
+        assert all(sample.answer for sample, _ in outcome.finished)
+        assert all(sample.finish in ("stop", "length", "cancelled") for sample, _ in outcome.finished)
+    else:
+        assert isinstance(outcome.error, EngineError)
+        assert str(outcome.error)
+
+
+@settings(max_examples=25, deadline=None)
+@given(text=TEXTS, n=st.integers(1, 3), form=FORMS, broken=faults("hang", "hang", "delay"))
+def test_an_engine_that_falls_silent_hangs_nobody(text: str, n: int, form: ThinkingFormat, broken: list[Fault]) -> None:
+    engine = babbler(text, faults=broken)
+    outcome = think(short(engine, form), Budget(tokens=200, seconds=0.08), n)
+    check(engine, outcome, 200, n)
+    assert all(cost.seconds < 2 for _, cost in outcome.finished)
+    if outcome.error is not None:
+        assert isinstance(outcome.error, EngineTimeout | NoAnswer)
+    if isinstance(outcome.error, EngineTimeout):
+        assert "0.08 seconds" in str(outcome.error)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=TEXTS,
+    after=st.integers(0, 120),
+    n=st.integers(1, 3),
+    wanted=st.booleans(),
+    form=FORMS,
+    burst=BURSTS,
+)
+def test_stopped_at_any_moment_it_ends_softly_and_counts_right(
+    text: str, after: int, n: int, wanted: bool, form: ThinkingFormat, burst: int
+) -> None:
+    engine, stop = babbler(text, eos=False, burst=burst), asyncio.Event()
+    babble, given_out = engine.reply, 0
+
+    def until_stopped(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int]:
+        nonlocal given_out
+        for token in babble(prefix, index, params):
+            given_out += 1
+            if given_out > after:
+                stop.set()
+            yield token  # type: ignore[misc]
+
+    engine.reply = until_stopped
+    outcome = think(replace(short(engine, form), stop=stop), 240, n, wanted)
+    check(engine, outcome, 240, n)
+    assert given_out <= after + burst * n, "it went on"
+    if stop.is_set():
+        assert outcome.error is None
+        assert any(sample.finish == "cancelled" for sample, _ in outcome.finished)
+    else:
+        assert all(sample.finish == "length" for sample, _ in outcome.finished)

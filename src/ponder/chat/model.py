@@ -12,6 +12,9 @@ from ponder.chat.template import CHATML, ChatTemplate
 from ponder.protocols import Engine, SamplingParams
 from ponder.types import Cost, Message, Text
 
+USUAL_TEMPERATURE = 0.6
+"""Where a model recommends none: what the makers of most thinking models advise."""
+
 
 @dataclass(frozen=True)
 class Price:
@@ -44,8 +47,13 @@ class Model:
     stop: asyncio.Event | None = None
 
     def eliciting(self) -> Model:
-        """The same model, asked in words to think step by step."""
-        return replace(self, format=ELICIT)
+        """The same model, asked in words to think step by step. The markers it was trained on stay markers."""
+        own = self.format
+        if not own.trained:
+            return replace(self, format=ELICIT)
+        markers = (*own.ends, *own.open_markers, *own.close_markers, own.closing.strip(), own.skip.strip())
+        ends = dict.fromkeys(each for each in (*ELICIT.ends, *markers) if each)
+        return replace(self, format=replace(ELICIT, ends=tuple(ends)))
 
     async def prompt(self, messages: Sequence[Message], think: bool, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """Renders messages up to where the model goes on, and says whether it goes on thinking."""
@@ -84,7 +92,9 @@ def with_instruction(messages: Sequence[Message], instruction: str) -> tuple[Mes
 
 
 def model_of(engine: Engine, price: Price | None = None) -> Model:
-    """The model behind an engine, with the template and the thinking format that it states."""
+    """The model behind an engine, with the template, thinking format and temperature that it states."""
     info = engine.info
     template = ChatTemplate(info.chat_template or CHATML, info.bos, info.eos)
-    return Model(engine, template, detect(info), info.name, price=price)
+    temperature = float(info.metadata.get("general.sampling.temp", USUAL_TEMPERATURE))
+    params = SamplingParams(max_tokens=1, temperature=temperature)
+    return Model(engine, template, detect(info), info.name, params, price)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +14,13 @@ import typer
 
 from ponder.commands import asking
 from ponder.commands.asking import Asking, Think
-from ponder.commands.terminal import Display, plain
+from ponder.commands.terminal import Display, complain, console, plain
 from ponder.errors import InputError, PonderError
 
 if TYPE_CHECKING:
     from ponder.chat.model import Model
     from ponder.ops.store import Store
+    from ponder.protocols import Strategy
     from ponder.types import Budget, Question, Trace
 
 
@@ -58,8 +61,10 @@ def ask(
     """
     from ponder.types import Budget
 
-    if no_think and think is not Think.auto:
-        raise InputError("--no-think and --think contradict each other", "drop one of them")
+    strategy = asking.strategy_of(think, no_think)
+    if compare and (no_think or think is not Think.auto):
+        raise InputError("--compare tries every way of thinking", "drop --think and --no-think")
+    asking.check_finite(seconds=seconds, dollars=dollars)
     if dollars is not None and price is None:
         raise InputError("--dollars needs a price", "give one, such as --price 0.15,0.60")
     try:
@@ -76,7 +81,7 @@ def ask(
                 if compare:
                     await _compare(asked, opened, bounds, store, as_json, quiet)
                 else:
-                    await _ask(asked, opened, asking.strategy_of(think, no_think), bounds, store, as_json, quiet)
+                    await _ask(asked, opened, strategy, bounds, store, as_json, quiet)
             finally:
                 await opened.engine.close()
         if stop.is_set():
@@ -88,8 +93,9 @@ def ask(
 def _question(question: str | None, files: list[Path], system: str | None) -> Question:
     from ponder import types
 
-    piped = asking.read_input(files, stdin=not sys.stdin.isatty() and _has_input())
+    piped = asking.read_input(files, stdin=_has_input())
     text = "\n\n".join(each for each in (question or "", piped) if each.strip())
+    asking.check_text(text + (system or ""), "the question")
     if not text.strip():
         raise InputError("the question is empty", 'ask something: ponder ask "What is 3 + 4 * 5?"')
     messages = (types.user(text),)
@@ -97,10 +103,7 @@ def _question(question: str | None, files: list[Path], system: str | None) -> Qu
 
 
 def _has_input() -> bool:
-    """Whether standard input is a pipe or a file: a service's closed or empty input is no question."""
-    import os
-    import stat
-
+    """Whether standard input is a pipe or a file: a terminal, a service's closed or empty input is no question."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError):
@@ -109,24 +112,22 @@ def _has_input() -> bool:
 
 
 async def _ask(
-    question: Question, model: Model, strategy: object, budget: Budget, store: Store | None, as_json: bool, quiet: bool
+    question: Question,
+    model: Model,
+    strategy: Strategy,
+    budget: Budget,
+    store: Store | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     from ponder.types import to_json
 
     display = Display(quiet)
-    trace: Trace | None = None
+    show = asking.ignore if as_json else display.show
     try:
-        trace = await asking.solved(
-            question,
-            model,
-            strategy,  # type: ignore[arg-type]
-            budget,
-            store,
-            (lambda event: None) if as_json else display.show,
-        )
+        trace = await asking.solved(question, model, strategy, budget, store, show)
     finally:
-        if not as_json:
-            display.end(trace.cost if trace else None)
+        display.end()
     if as_json:
         print(to_json(trace))
 
@@ -143,18 +144,18 @@ async def _compare(
         ways["trained thinking"] = chain_of_thought("trained")
     traces: dict[str, Trace] = {}
     for name, strategy in ways.items():
-        display = Display(quiet)
+        display = Display()
+        show = asking.ignore if as_json or quiet else display.show
         if not (as_json or quiet):
             print(f"— {name}", file=sys.stderr)
         try:
-            traces[name] = await asking.solved(
-                question, model, strategy, budget, store, (lambda event: None) if as_json or quiet else display.show
-            )
+            traces[name] = await asking.solved(question, model, strategy, budget, store, show)
         except PonderError as error:
-            if len(traces) == 0 and name == list(ways)[-1]:
+            if not traces and name == list(ways)[-1]:
                 raise
-            print(f"{name}: {error}", file=sys.stderr)
-        display.end(None)
+            complain(f"{name}: {error}")
+        finally:
+            display.end()
         if model.stop is not None and model.stop.is_set():
             break
     if as_json:
@@ -164,18 +165,19 @@ async def _compare(
 
 
 def _print_comparison(traces: dict[str, Trace]) -> None:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console(highlight=False)
     table = Table("way", "answer", "thinking", "answer tokens", "prompt", "seconds")
+    table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     for name, trace in traces.items():
         cost = trace.cost
         cells = (cost.thinking, cost.answer, cost.prompt, f"{cost.seconds:.1f}")
-        table.add_row(name, _short(plain(trace.answer)), *map(str, cells))
-    console.print(table)
+        # As Text: what a model wrote in square brackets is no markup.
+        table.add_row(name, Text(_short(plain(trace.answer))), *map(str, cells))
+    console().print(table)
 
 
 def _short(text: str, width: int = 60) -> str:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ponder.errors import InputError
+from ponder.errors import InputError, PonderError
 
 if TYPE_CHECKING:
     from ponder.chat.model import Model, Price
+    from ponder.engine.download import Progress
     from ponder.ops.store import Store
-    from ponder.protocols import Strategy
+    from ponder.protocols import Engine, Strategy
     from ponder.types import Budget, Event, Question, Trace
+
+T = TypeVar("T")
 
 DEFAULT_MODEL = "ponder-135m"
 DEFAULT_BUDGET = 2048
@@ -99,12 +103,27 @@ class Asking:
     quiet: bool
 
 
+class Stopped(PonderError):
+    """Ctrl-C while there was nothing to show yet."""
+
+    exit_code = STOPPED
+
+
 def strategy_of(think: Think, no_think: bool) -> Strategy:
-    """The strategy that the options name."""
+    """The strategy that the options name. Raises InputError where they contradict each other."""
     from ponder.strategies.chain_of_thought import chain_of_thought
     from ponder.strategies.direct import direct
 
+    if no_think and think is not Think.auto:
+        raise InputError("--no-think and --think contradict each other", "drop one of them")
     return direct() if no_think else chain_of_thought(think.value)
+
+
+def check_finite(**numbers: float | None) -> None:
+    """Raises InputError for an option that is no number: "nan" and "inf" can be typed too."""
+    for name, number in numbers.items():
+        if number is not None and not math.isfinite(number):
+            raise InputError(f"--{name} {number} is no number", f"give one, such as --{name} 1")
 
 
 def price_of(text: str | None) -> Price | None:
@@ -123,22 +142,51 @@ def price_of(text: str | None) -> Price | None:
 
 
 async def open_asked(asking: Asking, stop: asyncio.Event) -> Model:
-    """Opens the model, fetching weights with a progress bar where they are missing."""
+    """Opens the model, fetching weights with a progress bar where they are missing.
+
+    Raises InputError for options that cannot be, `Stopped` as soon as `stop` is set, and as engines do.
+    """
     from ponder.chat.model import model_of
-    from ponder.commands.progress import progress_bar
-    from ponder.engine import open_engine
     from ponder.protocols import SamplingParams
 
     price = price_of(asking.price)
-    with progress_bar() as progress:
-        engine = await open_engine(asking.model, adapters=asking.adapters, progress=None if asking.quiet else progress)
-    recommended = engine.info.metadata.get("general.sampling.temp", 0.6)
-    temperature = float(recommended) if asking.temperature is None else asking.temperature
+    check_finite(temperature=asking.temperature)
     try:
-        params = SamplingParams(max_tokens=1, temperature=temperature, seed=asking.seed)
+        SamplingParams(max_tokens=1, temperature=asking.temperature or 0.0)
     except ValueError as error:
-        raise InputError(str(error)) from None
-    return replace(model_of(engine, price), params=params, stop=stop)
+        raise InputError(str(error), "give a --temperature such as 0.6") from None
+    model = model_of(await _open(asking, stop), price)
+    temperature = model.params.temperature if asking.temperature is None else asking.temperature
+    params = replace(model.params, seed=asking.seed, temperature=temperature)
+    return replace(model, params=params, stop=stop)
+
+
+async def _open(asking: Asking, stop: asyncio.Event) -> Engine:
+    from ponder.commands.progress import progress_bar
+    from ponder.engine import open_engine
+    from ponder.engine.download import silent
+
+    with progress_bar() as bar:
+        progress = _ending(silent if asking.quiet else bar, stop)
+        opening = asyncio.ensure_future(open_engine(asking.model, adapters=asking.adapters, progress=progress))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({opening, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not opening.done():
+            opening.cancel()
+            raise Stopped("stopped")
+    return opening.result()
+
+
+def _ending(report: Progress, stop: asyncio.Event) -> Progress:
+    """`report`, but a download that it is called from ends once `stop` is set: its thread cannot be cancelled."""
+
+    def reporting(what: str, done: int, total: int | None) -> None:
+        if stop.is_set():
+            raise Stopped("stopped")
+        report(what, done, total)
+
+    return reporting
 
 
 @contextlib.contextmanager
@@ -153,15 +201,16 @@ def opened_store(asking: Asking) -> Iterator[Store | None]:
         yield store
 
 
-def run(work: Callable[[asyncio.Event], object]) -> None:
+def run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Runs a coroutine function with an event that Ctrl-C sets; a second Ctrl-C ends the program."""
+    stop = asyncio.Event()
+    asyncio.run(stoppable(work(stop), stop))
 
-    async def main() -> None:
-        stop = asyncio.Event()
-        with stopping(stop):
-            await work(stop)  # type: ignore[misc]
 
-    asyncio.run(main())
+async def stoppable(work: Awaitable[T], stop: asyncio.Event) -> T:
+    """The result of `work`, during which Ctrl-C sets `stop`."""
+    with stopping(stop):
+        return await work
 
 
 @contextlib.contextmanager
@@ -186,14 +235,8 @@ def stopping(stop: asyncio.Event) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-async def events_of(
-    question: Question, model: Model, strategy: Strategy, budget: Budget, store: Store | None
-) -> AsyncIterator[Event]:
-    """The events of one request."""
-    from ponder.solving import stream
-
-    async for event in stream(question, model=model, strategy=strategy, budget=budget, store=store):
-        yield event
+def ignore(event: Event) -> None:
+    """Shows nothing."""
 
 
 async def solved(
@@ -202,15 +245,19 @@ async def solved(
     strategy: Strategy,
     budget: Budget,
     store: Store | None,
-    show: Callable[[Event], None] = lambda event: None,
+    show: Callable[[Event], None],
 ) -> Trace:
     """The trace of one request, whose events are shown as they come."""
+    from ponder.solving import stream
     from ponder.types import Done
 
-    async for event in events_of(question, model, strategy, budget, store):
-        show(event)
-        if isinstance(event, Done):
-            return event.trace
+    events = stream(question, model=model, strategy=strategy, budget=budget, store=store)
+    # Where showing fails, as into a closed pipe, the trace must be stored before the store is closed.
+    async with contextlib.aclosing(events):
+        async for event in events:
+            show(event)
+            if isinstance(event, Done):
+                return event.trace
     raise AssertionError("a stream ends with Done")
 
 
@@ -231,6 +278,14 @@ def _read_file(path: Path) -> str:
             return _decode(file.read(LONGEST_INPUT + 1), str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "give the path of a text file") from None
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises InputError for bytes of the command line that are no UTF-8: Python keeps them as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{name} is no UTF-8 text", "convert it to text first") from None
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ponder.commands import asking
-from ponder.commands.asking import Asking, Think
+from ponder.commands.asking import Asking, Think, check_text, open_asked, opened_store, solved, stoppable, strategy_of
 from ponder.commands.terminal import Display, complain, describe
 from ponder.errors import InputError, PonderError
 from ponder.types import Budget, Cost, Message, ask, assistant, from_dict, system, to_dict, user
@@ -63,9 +63,12 @@ class Conversation:
         raise InputError(f"/{name} is no command", "see /help")
 
     def _budget(self, argument: str) -> str:
-        if not argument.isdecimal() or int(argument) < 1:
-            raise InputError(f"{argument!r} is no budget", "try /budget 1000")
-        self.budget = int(argument)
+        try:
+            tokens = int(argument)
+            Budget(tokens)
+        except ValueError:
+            raise InputError(f"{argument!r} is no budget", "try /budget 1000") from None
+        self.budget = tokens
         return f"{self.budget} tokens for each turn"
 
     def _think(self, argument: str) -> str:
@@ -118,63 +121,74 @@ def chat(
     no_store: asking.NoStoreOption = False,
 ) -> None:
     """Talk with a model, turn by turn. /help lists what else can be said."""
+    strategy_of(think, no_think)  # raises where they contradict each other
     if budget < 1:
         raise InputError(f"a budget of {budget} tokens is none", "give at least 16")
+    if resume and system_message:
+        raise InputError("--load brings a system message of its own", "drop --system")
+    check_text(system_message or "", "the system message")
     messages = load(resume) if resume else [system(system_message)] if system_message else []
     way = "off" if no_think else "prompt" if think is Think.prompt else "on"
     conversation = Conversation(messages, budget, way)
     options = Asking(model, tuple(adapter or ()), temperature, seed, price, not no_store, quiet)
-
-    async def work(stop: asyncio.Event) -> None:
-        with asking.opened_store(options) as store:
-            opened = await asking.open_asked(options, stop)
-            try:
-                await _talk(conversation, opened, store, quiet)
-            finally:
-                await opened.engine.close()
-
-    asking.run(work)
+    stop = asyncio.Event()
+    # A loop that only runs while a model works: at the prompt, Ctrl-C and Ctrl-D reach `input` as they always do.
+    with opened_store(options) as store, asyncio.Runner() as runner:
+        opened = runner.run(stoppable(open_asked(options, stop), stop))
+        try:
+            _talk(conversation, opened, stop, store, quiet, runner)
+        finally:
+            runner.run(opened.engine.close())
 
 
-async def _talk(conversation: Conversation, model: Model, store: Store | None, quiet: bool) -> None:
+def _talk(
+    conversation: Conversation, model: Model, stop: asyncio.Event, store: Store | None, quiet: bool,
+    runner: asyncio.Runner,
+) -> None:  # fmt: skip
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (arrow keys and history, by being imported)
         print(f"{model.name}: /help for help, Ctrl-D to leave", file=sys.stderr)
-    while not conversation.over:
-        line = await asyncio.to_thread(_read_line)
-        if line is None:
-            return
-        assert model.stop is not None
-        model.stop.clear()
+    while not conversation.over and (line := _read_line()) is not None:
+        stop.clear()
         try:
             if line.startswith("/"):
                 if said := conversation.command(line):
                     print(said, file=sys.stderr)
             elif line.strip():
-                await _turn(conversation, line, model, store, quiet)
+                runner.run(stoppable(_turn(conversation, line, model, store, quiet), stop))
         except PonderError as error:
             complain(str(error))
 
 
 def _read_line() -> str | None:
-    prompt = "> " if sys.stdin.isatty() else ""
+    """The next line, None at the end. On a terminal, Ctrl-C drops what was typed of it."""
+    at_terminal = sys.stdin.isatty()
     try:
-        return input(prompt)
+        return input("> " if at_terminal else "")
     except EOFError:
+        if at_terminal:
+            print(file=sys.stderr)
         return None
+    except KeyboardInterrupt:
+        if not at_terminal:
+            raise
+        print("\n/quit or Ctrl-D to leave", file=sys.stderr)
+        return ""
+    except UnicodeDecodeError:
+        raise InputError("standard input is no UTF-8 text", "convert it to text first") from None
 
 
 async def _turn(conversation: Conversation, line: str, model: Model, store: Store | None, quiet: bool) -> None:
     messages = [*conversation.messages, user(line)]
     think = Think.prompt if conversation.think == "prompt" else Think.auto
-    strategy = asking.strategy_of(think, conversation.think == "off")
-    display, trace = Display(quiet), None
+    strategy = strategy_of(think, conversation.think == "off")
+    display = Display(quiet)
     try:
-        budget = Budget(tokens=conversation.budget)
-        trace = await asking.solved(ask(messages), model, strategy, budget, store, display.show)
+        trace = await solved(ask(messages), model, strategy, Budget(conversation.budget), store, display.show)
     finally:
-        display.end(trace.cost if trace else None)
+        display.end()
+    conversation.spent.append(trace.cost)
     # The thinking stays out of the history: templates drop it, and it would fill the context.
-    conversation.messages = [*messages, assistant(trace.answer)]
-    conversation.spent.append(replace(trace.cost))
+    if trace.answer:
+        conversation.messages = [*messages, assistant(trace.answer)]

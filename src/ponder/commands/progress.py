@@ -26,13 +26,18 @@ def progress_bar() -> Iterator[Progress]:
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=console, transient=True) as display:
-        tasks: dict[str, bars.TaskID] = {}
+    display = bars.Progress(*columns, console=console, transient=True)
+    tasks: dict[str, bars.TaskID] = {}
 
-        def report(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                # What was resumed must not count into the rate, hence the start at `done`.
-                tasks[what] = display.add_task(what, total=total, completed=done)
-            display.update(tasks[what], completed=done, total=total)
+    def report(what: str, done: int, total: int | None) -> None:
+        display.start()
+        if what not in tasks:
+            # What was resumed must not count into the rate, hence the start at `done`.
+            tasks[what] = display.add_task(what, total=total, completed=done)
+        display.update(tasks[what], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            display.stop()

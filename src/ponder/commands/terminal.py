@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from ponder.types import AnswerDelta, Cost, Event, ThinkingDelta, ToolCalled
+from ponder.types import AnswerDelta, Cost, Done, Event, ThinkingDelta, ToolCalled
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 UNSAFE = dict.fromkeys(
     [*(set(range(0x20)) - {0x09, 0x0A}), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"
@@ -30,6 +33,13 @@ def coloured(stream: TextIO) -> bool:
 def styled(text: str, code: str, stream: TextIO) -> str:
     """`text` in the style of the ANSI `code`, where the stream takes it."""
     return f"\x1b[{code}m{text}\x1b[0m" if coloured(stream) else text
+
+
+def console() -> Console:
+    """Rich's console on standard output, which with NO_COLOR writes no escape sequence at all: its own keeps bold."""
+    from rich.console import Console
+
+    return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def complain(message: str) -> None:
@@ -66,6 +76,7 @@ class Display:
 
     quiet: bool = False
     _last: str = field(default="", init=False)
+    _cost: Cost | None = field(default=None, init=False)
 
     def show(self, event: Event) -> None:
         """Prints what `event` adds."""
@@ -75,14 +86,15 @@ class Display:
             self._write(event.text, "answer")
         elif isinstance(event, ToolCalled) and not self.quiet:
             self._write(f"[{event.call.name} {event.call.arguments}]\n", "thinking")
+        elif isinstance(event, Done):
+            self._cost = event.trace.cost
 
-    def end(self, cost: Cost | None) -> None:
-        """Ends the line, and says what it cost."""
+    def end(self) -> None:
+        """Ends the line, and says what it cost if it came to an end."""
         if self._last:
             print(file=sys.stdout if self._last == "answer" else sys.stderr, flush=True)
-        if cost is not None and not self.quiet:
-            print(styled(describe(cost), "2", sys.stderr), file=sys.stderr, flush=True)
-        self._last = ""
+        if self._cost is not None and not self.quiet:
+            print(styled(describe(self._cost), "2", sys.stderr), file=sys.stderr, flush=True)
 
     def _write(self, text: str, kind: str) -> None:
         if self._last == "thinking" and kind == "answer":

@@ -32,6 +32,7 @@ class PackagedAdapter:
     """A low-rank adapter that is shipped inside the package, `file` being relative to it.
 
     `thinking` describes how the adapter was taught to think: the markers and what stands between them.
+    `temperature` is the one to sample at unless somebody says otherwise.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PackagedAdapter:
     licence: str
     source: str
     thinking: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float = 0.0
 
     @property
     def path(self) -> Path:

@@ -59,6 +59,7 @@ class _Batch(c.Structure):
 
 
 _LOG = c.CFUNCTYPE(None, c.c_int, c.c_char_p, _VOID)
+_WARNING, _ERROR = 3, 4
 
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_backend_init": (None, ()),
@@ -113,6 +114,9 @@ def _load_library() -> c.CDLL:
     return library
 
 
+_heard: list[object] = []
+"""Keeps what llama.cpp logs to: it goes on calling the last one, also once the model is gone."""
+
 _REINSTALL = "reinstall the pinned version: pip install --force-reinstall ponder"
 
 
@@ -150,8 +154,7 @@ class Model:
     ) -> None:
         self._library = _load_library()
         check_layout(self._library)
-        self._log = _LOG(lambda level, text, _: log((text or b"").decode("utf-8", "replace")) if level >= 3 else None)
-        self._library.llama_log_set(self._log, None)
+        self._say_to(log)
         self._library.llama_backend_init()
         parameters = self._library.llama_model_default_params()
         parameters.set(_GPU_LAYERS, "<i", gpu_layers)
@@ -167,6 +170,14 @@ class Model:
         self._adapters: list[int] = []
         self._batch = self._library.llama_batch_init(batch, 0, 1)
         self._flag: c.Array[c.c_char] | None = None
+
+    def _say_to(self, log: Callable[[str], None]) -> None:
+        def heard(level: int, text: bytes | None, _: object) -> None:
+            if level in (_WARNING, _ERROR):
+                log((text or b"").decode("utf-8", "replace"))
+
+        _heard.append(_LOG(heard))
+        self._library.llama_log_set(_heard[-1], None)
 
     def _open_context(self, cells: int, sequences: int, threads: int, flash: bool, cache_type: int) -> int:
         parameters = self._library.llama_context_default_params()

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import itertools
 import json
+import operator
 import os
 import random
 import signal
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder import errors
+from ponder.engine.libllama import CACHE_TYPES
 from ponder.engine.sampling import Sampling
 from ponder.engine.weights import Adapter
 from ponder.errors import EngineDisconnected, EngineError, InputError, PonderError, Unsupported
@@ -44,9 +46,10 @@ class LlamaSettings:
     """How llama.cpp runs.
 
     cells: tokens that the key-value cache holds, over all sequences; None fits the model's context,
-    at least 16,384 and at most 1 GiB of cache. sequences: samples at once, prompts included. threads: None takes
-    every core. batch: prompt tokens computed at a time. gpu_layers: -1 offloads all where there is a
-    GPU. cache_type: f16, bf16, q8_0 or q4_0 keys and values.
+    at least 16,384 and at most 1 GiB of cache. sequences: samples at once, prompts included, 2 to 256.
+    threads: None takes every core. batch: prompt tokens computed at a time, no fewer than sequences.
+    gpu_layers: -1 offloads all where there is a GPU. cache_type: f16, bf16, or, with flash attention
+    alone, q8_0 or q4_0 keys and values. Raises ValueError for what llama.cpp would refuse or abort on.
     """
 
     cells: int | None = None
@@ -56,6 +59,19 @@ class LlamaSettings:
     gpu_layers: int = -1
     flash_attention: bool = True
     cache_type: str = "f16"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.sequences <= 256:
+            raise ValueError(f"sequences must lie between 2 and 256, not {self.sequences}")
+        for name, value in (("batch", self.batch), ("cells", self.cells)):
+            if value is not None and value < self.sequences:
+                raise ValueError(f"{name} must be at least sequences, which is {self.sequences}, not {value}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        if self.cache_type not in CACHE_TYPES:
+            raise ValueError(f"cache_type must be one of {', '.join(CACHE_TYPES)}, not {self.cache_type!r}")
+        if self.cache_type.startswith("q") and not self.flash_attention:
+            raise ValueError(f"cache_type {self.cache_type} needs flash_attention")
 
 
 class _Mailbox:
@@ -84,21 +100,28 @@ class _Child:
     process: subprocess.Popen[str]
     mailboxes: dict[int, _Mailbox] = field(default_factory=dict)
     words: deque[str] = field(default_factory=lambda: deque(maxlen=20))
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    # Reentrant: a stream that is dropped says so from wherever the garbage collector happens to run.
+    lock: threading.RLock = field(default_factory=threading.RLock)
     ended: bool = False
+    stopped: bool = False
 
     def send(self, line: Line) -> None:
         assert self.process.stdin is not None
+        text = json.dumps(line) + "\n"
         try:
             with self.lock:
-                self.process.stdin.write(json.dumps(line) + "\n")
+                self.process.stdin.write(text)
                 self.process.stdin.flush()
         except (BrokenPipeError, ValueError):
             self.ended = True
 
     def stop(self) -> None:
-        self.ended = True
+        self.ended = self.stopped = True
         self.process.kill()
+        self.bury()
+
+    def bury(self) -> None:
+        """Waits for the end of the process, and closes what led to it."""
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -113,6 +136,10 @@ _children: weakref.WeakSet[LlamaEngine] = weakref.WeakSet()
 def _stop_all() -> None:
     for engine in list(_children):
         engine.kill()
+
+
+# A forked copy of this process has no reading threads, and must not stop the workers of the original.
+os.register_at_fork(after_in_child=_children.clear)
 
 
 class LlamaEngine:
@@ -175,7 +202,10 @@ class LlamaEngine:
         }
         log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (the listening thread closes it)
         process = subprocess.Popen(
-            [sys.executable, "-m", "ponder.engine.llamacpp_worker"],
+            # -P: without it, files of the working folder would be imported in place of Python's own modules.
+            [sys.executable, "-P", "-m", "ponder.engine.llamacpp_worker"],
+            # A failed assertion would call a debugger for a backtrace, which takes seconds.
+            env={"GOMP_SPINCOUNT": "0"} | os.environ | {"GGML_NO_BACKTRACE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -189,6 +219,8 @@ class LlamaEngine:
         first = process.stdout.readline()
         answer = json.loads(first) if first else {}
         if "ready" not in answer:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)  # it is ending, and its exit code says why
             child.stop()
             log.seek(0)
             words = log.read().strip().splitlines()
@@ -201,6 +233,7 @@ class LlamaEngine:
                 f"it said: {words[-1] if words else 'nothing'}",
             )
         self._child = child
+        weakref.finalize(self, child.stop)  # an engine that is dropped takes its worker along
         self.restarts += 1
         threading.Thread(target=_listen, args=(child, log), daemon=True, name="ponder-llamacpp").start()
         ready = answer["ready"]
@@ -224,7 +257,14 @@ class LlamaEngine:
             if self._child is None or self._child.ended:
                 self._start()
             assert self._child is not None
+            if self._closed:  # meanwhile, from another thread
+                self._child.stop()
             return self._child
+
+    async def _ready_child(self) -> _Child:
+        """The worker. Starting it again takes as long as loading the model, and the event loop goes on meanwhile."""
+        child = self._child
+        return await asyncio.to_thread(self._living) if self._closed or child is None or child.ended else child
 
     def kill(self) -> None:
         """Ends the worker at once, whatever it does."""
@@ -238,11 +278,15 @@ class LlamaEngine:
     # ------------------------------------------------------------ Engine
 
     async def _ask(self, line: Line) -> Any:
-        child, key, mailbox = self._living(), next(self._keys), _Mailbox()
+        child, key, mailbox = await self._ready_child(), next(self._keys), _Mailbox()
         child.mailboxes[key] = mailbox
         try:
             _post(child, key, line)
             return (await mailbox.get())["result"]
+        except asyncio.CancelledError:
+            if line["op"] == "score":  # all else is answered at once
+                child.send({"op": "cancel", "id": key})
+            raise
         finally:
             child.mailboxes.pop(key, None)
 
@@ -251,6 +295,7 @@ class LlamaEngine:
         return ids
 
     async def detokenize(self, ids: Sequence[int]) -> str:
+        ids = _integers(ids)
         missing = [i for i in dict.fromkeys(ids) if i not in self._pieces]
         if missing:
             pieces = await self._ask({"op": "pieces", "ids": missing})
@@ -261,13 +306,15 @@ class LlamaEngine:
         if not 1 <= start <= len(ids):
             raise InputError(f"cannot score from token {start} of {len(ids)}", "start lies between 1 and the length")
         scales = self._scales(params.adapters if params else None)
-        scores: list[float] = await self._ask({"op": "score", "ids": list(ids), "start": start, "adapters": scales})
+        scores: list[float] = await self._ask(
+            {"op": "score", "ids": _integers(ids), "start": start, "adapters": scales}
+        )
         return scores
 
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
         if n < 1:
             raise InputError(f"n must be at least 1, not {n}")
-        return _Stream(self, list(prefix), n, params)
+        return _Stream(self, _integers(prefix), n, params)
 
     def chat(
         self, messages: Sequence[Message], n: int, params: SamplingParams, think: bool | None = None
@@ -283,8 +330,16 @@ class LlamaEngine:
         return [float(chosen.get(name, 0.0)) for name in names]
 
 
+def _integers(ids: Sequence[int]) -> list[int]:
+    """Plain integers, whatever kind of integers they were. Raises TypeError for anything else."""
+    return [operator.index(token) for token in ids]
+
+
 class _Stream:
     """The chunks of one request. After `aclose`, `undelivered` counts tokens that nobody had read."""
+
+    _child: _Child | None = None
+    _ended = False
 
     def __init__(self, engine: LlamaEngine, prefix: list[int], n: int, params: SamplingParams) -> None:
         self.undelivered = 0
@@ -307,11 +362,9 @@ class _Stream:
         }
         self._engine = engine
         self._key = next(engine._keys)
-        self._child: _Child | None = None
         self._mailbox: _Mailbox | None = None
         self._decoders = [_Decoder("replace") for _ in range(n)]
         self._ready: deque[Chunk] = deque()
-        self._ended = False
 
     def __aiter__(self) -> _Stream:
         return self
@@ -320,11 +373,9 @@ class _Stream:
         while not self._ready:
             if self._ended:
                 raise StopAsyncIteration
-            if self._mailbox is None:
-                self._open()
-            assert self._mailbox is not None
             try:
-                line = await self._mailbox.get()
+                mailbox = self._mailbox or await self._open()
+                line = await mailbox.get()
             except PonderError:
                 self._forget()
                 raise
@@ -334,11 +385,12 @@ class _Stream:
             self._take(line)
         return self._ready.popleft()
 
-    def _open(self) -> None:
-        self._mailbox = _Mailbox()
-        self._child = self._engine._living()
-        self._child.mailboxes[self._key] = self._mailbox
-        _post(self._child, self._key, self._line)
+    async def _open(self) -> _Mailbox:
+        child = await self._engine._ready_child()
+        self._child, self._mailbox = child, _Mailbox()
+        child.mailboxes[self._key] = self._mailbox
+        _post(child, self._key, self._line)
+        return self._mailbox
 
     def _take(self, line: Line) -> None:
         if "prompt" in line:
@@ -373,6 +425,12 @@ class _Stream:
         self.undelivered += sum(len(chunk.ids) for chunk in self._ready)
         self._ready.clear()
 
+    def __del__(self) -> None:
+        """A stream that is dropped half-read is cancelled, as a generator would be."""
+        if self._child is not None and not self._ended:
+            self._child.mailboxes.pop(self._key, None)
+            self._child.send({"op": "cancel", "id": self._key})
+
 
 def _post(child: _Child, key: int, line: Line) -> None:
     child.send(line | {"id": key})
@@ -392,7 +450,7 @@ def _listen(child: _Child, log: Any) -> None:
     except ValueError:  # the pipe was closed under us, or the worker died within a line
         pass
     child.ended = True
-    child.process.wait()
+    child.bury()
     log.seek(0)
     child.words.extend(log.read().splitlines()[-20:])
     log.close()
@@ -402,6 +460,8 @@ def _listen(child: _Child, log: Any) -> None:
 
 
 def _crashed(child: _Child) -> EngineError:
+    if child.stopped:
+        return EngineError("this engine was closed while it worked", "open another with ponder.open_engine")
     how = _how(child.process.poll())
     said = f" after saying: {child.words[-1].strip()}" if child.words else ""
     return EngineDisconnected(f"llama.cpp ended ({how}){said}", "ask again: the next request starts it anew")

@@ -13,6 +13,9 @@ import os
 import queue
 import sys
 import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,6 +34,8 @@ class Worker:
         self._output = output
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Line] = queue.SimpleQueue()
+        self._scores: deque[Line] = deque()
+        self._abort = ctypes.create_string_buffer(2)
         self._model = Model(
             Path(settings["path"]),
             cells=settings["cells"],
@@ -40,7 +45,7 @@ class Worker:
             gpu_layers=settings["gpu_layers"],
             flash_attention=settings["flash_attention"],
             cache_type=settings["cache_type"],
-            log=lambda line: print(line, end="", file=sys.stderr, flush=True),
+            log=self._say,
         )
         for adapter in settings["adapters"]:
             self._model.load_adapter(Path(adapter))
@@ -48,8 +53,11 @@ class Worker:
         self._scheduler = Scheduler(
             self._model, cells=settings["cells"], sequences=settings["sequences"], end_ids=self._end_ids
         )
-        self._abort = ctypes.create_string_buffer(2)
         self._model.abort_on(self._abort)
+
+    def _say(self, line: str) -> None:
+        if self._abort[0] == b"\0":  # that an abort stopped a computation is no news
+            print(line, end="", file=sys.stderr, flush=True)
 
     def ready(self) -> Line:
         """What the parent needs to know of the model."""
@@ -88,12 +96,11 @@ class Worker:
                     self._abort[0] = b"\1"
                 case _:
                     self._inbox.put(line)
-        os._exit(0)
 
     def run(self) -> None:
         """Computes for ever."""
         while True:
-            if self._scheduler.idle:
+            if self._scheduler.idle and not self._scores:
                 self._handle(self._inbox.get())
             self._abort[0] = b"\0"
             while not self._inbox.empty():
@@ -102,32 +109,49 @@ class Worker:
                 self._scheduler.step()
             except EngineError as error:
                 self._fail_all(error)
+            self._score_one()
 
     def _handle(self, line: Line) -> None:
         key = line["id"]
         match line["op"]:
             case "cancel":
+                self._scores = deque(score for score in self._scores if score["id"] != key)
                 self._scheduler.cancel(key)
                 self.send({"id": key, "end": True})
             case "score":
-                self._answer(line)
+                self._scores.append(line)
             case "sample":
                 self._add(line)
 
     def _answer(self, line: Line) -> None:
+        """Sends tokens, or their bytes."""
         try:
-            self.send({"id": line["id"], "result": self._result(line)})
+            if line["op"] == "tokenize":
+                result: Any = self._model.tokenize(line["text"])
+            else:
+                result = [self._model.piece(token).decode("latin-1") for token in line["ids"]]
+            self.send({"id": line["id"], "result": result})
         except PonderError as error:
             self.send({"id": line["id"], "error": _wire(error)})
 
-    def _result(self, line: Line) -> Any:
-        match line["op"]:
-            case "tokenize":
-                return self._model.tokenize(line["text"])
-            case "pieces":
-                return [self._model.piece(token).decode("latin-1") for token in line["ids"]]
-            case _:
-                return self._scheduler.score(line["ids"], line["start"], tuple(line["adapters"]))
+    def _score_one(self) -> None:
+        """Scores what has waited longest. It goes on waiting where there is no room yet, or it was aborted."""
+        if not self._scores:
+            return
+        line = self._scores[0]
+        try:
+            self._check(line["ids"])
+            scores = self._scheduler.score(line["ids"], line["start"], tuple(line["adapters"]))
+            if scores is None:
+                return
+            self.send({"id": line["id"], "result": scores})
+        except PonderError as error:
+            self.send({"id": line["id"], "error": _wire(error)})
+        self._scores.popleft()
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if unknown := [token for token in ids if not 0 <= token < self._model.vocabulary_size]:
+            raise InputError(f"{unknown[0]} is no token of this model, which has {self._model.vocabulary_size}")
 
     def _add(self, line: Line) -> None:
         key = line["id"]
@@ -153,8 +177,7 @@ class Worker:
             prompt=lambda computed, cached: self.send({"id": key, "prompt": [computed, cached]}),
         )
         try:
-            if unknown := [t for t in request.prefix if not 0 <= t < self._model.vocabulary_size]:
-                raise InputError(f"{unknown[0]} is no token of this model, which has {self._model.vocabulary_size}")
+            self._check(request.prefix)
             self._scheduler.add(request)
         except PonderError as error:
             fail(error)
@@ -184,8 +207,18 @@ def main() -> None:
         print(json.dumps({"failed": _wire(error)}), file=output, flush=True)
         return
     worker.send(worker.ready())
-    threading.Thread(target=worker.read, args=(sys.stdin,), daemon=True).start()
-    worker.run()
+    threading.Thread(target=_to_the_end, args=(worker.read, sys.stdin), daemon=True).start()
+    _to_the_end(worker.run)
+
+
+def _to_the_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Ends the process with `work`, whatever the other thread is doing: half a worker would keep callers waiting."""
+    try:
+        work(*arguments)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 if __name__ == "__main__":

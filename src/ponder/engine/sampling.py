@@ -1,6 +1,6 @@
 """Choosing the next token from logits, and its log-probability.
 
-Filters apply in the order temperature, top-k, min-p, top-p, as in vLLM and transformers:
+Filters apply in the order temperature, top-k, min-p, top-p, as in vLLM:
 
     p_i = exp(z_i / T) / sum_j exp(z_j / T)
     top-k  keeps the k largest; min-p keeps p_i >= min_p * max p;
@@ -16,7 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ponder.errors import EngineError
+
 Logits = npt.NDArray[np.float32]
+
+_COLDEST, _HOTTEST = 1e-30, 1e30
+"""Temperatures beyond these sample alike, and scaling by them could leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +37,33 @@ class Sampling:
 
     def random(self, index: int) -> np.random.Generator:
         """Sample `index`'s own stream of random numbers: it depends on nothing that runs beside it."""
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, index])))
+        # A seed may have any sign; as a spawn key, the index never runs together with the words of a long seed.
+        seed = np.random.SeedSequence(self.seed % 2**64, spawn_key=(index,))
+        return np.random.Generator(np.random.PCG64(seed))
 
 
 def pick(
     logits: Logits, sampling: Sampling, random: np.random.Generator, banned: npt.NDArray[np.int64] | None = None
 ) -> tuple[int, float]:
-    """(token, log-probability) from `logits` (vocabulary,), which is left as it is."""
-    peak = logits.max()
+    """(token, log-probability) from `logits` (vocabulary,), which is left as it is.
+
+    `banned` ids are never picked, and still count in the model's own probabilities. Raises EngineError
+    for logits that are no numbers.
+    """
+    peak = _peak(logits)
     weights = logits - peak
+    exponentials = np.exp(weights)
+    total = exponentials.sum()
     if banned is not None:
         weights[banned] = -np.inf
+        weights -= weights.max()  # the rest would underflow where the model wants nothing but what is banned
     if sampling.temperature == 0:
         token = int(weights.argmax())
-        return token, log_softmax_at(logits, token)
-    exponentials = np.exp(weights)
-    # Summed over the unfiltered logits: what is banned still counts in the model's own probability.
-    total = exponentials.sum() if banned is None else np.exp(logits - peak).sum()
-    if sampling.temperature != 1:
-        np.multiply(weights, np.float32(1 / sampling.temperature), out=weights)
-        np.exp(weights, out=exponentials)
-        if not exponentials.any():  # everything but the banned underflowed at a low temperature
-            return int(weights.argmax()), float(logits[int(weights.argmax())] - peak - np.log(total))
-    token = _draw(exponentials, sampling, random)
+    else:
+        if sampling.temperature != 1 or banned is not None:
+            weights *= np.float32(1 / min(max(sampling.temperature, _COLDEST), _HOTTEST))
+            np.exp(weights, out=exponentials)
+        token = _draw(exponentials, sampling, random)
     return token, float(logits[token] - peak - np.log(total))
 
 
@@ -67,10 +76,7 @@ def _draw(weights: Logits, sampling: Sampling, random: np.random.Generator) -> i
         candidates = np.arange(weights.size) if candidates is None else candidates
         candidates = candidates[weights[candidates] >= sampling.min_p * weights.max()]
     if sampling.top_p < 1:
-        candidates = np.flatnonzero(weights) if candidates is None else candidates
-        order = candidates[np.argsort(-weights[candidates], kind="stable")]
-        cumulative = np.cumsum(weights[order], dtype=np.float64)
-        candidates = order[: int(np.searchsorted(cumulative, sampling.top_p * cumulative[-1])) + 1]
+        candidates = _nucleus(weights, np.flatnonzero(weights) if candidates is None else candidates, sampling.top_p)
     kept = weights if candidates is None else weights[candidates]
     cumulative = np.cumsum(kept, dtype=np.float64)
     place = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
@@ -78,7 +84,30 @@ def _draw(weights: Logits, sampling: Sampling, random: np.random.Generator) -> i
     return place if candidates is None else int(candidates[place])
 
 
+def _nucleus(weights: Logits, candidates: npt.NDArray[np.int64], top_p: float) -> npt.NDArray[np.int64]:
+    """The smallest set of the heaviest `candidates` whose weights sum to `top_p` of all of theirs.
+
+    Sorting a whole vocabulary costs ten times what the rest of `pick` does, so only as much of its head
+    is sorted as is sure to hold the nucleus.
+    """
+    enough = top_p * weights[candidates].sum(dtype=np.float64)
+    head, least = candidates[:0], weights[candidates].max()
+    while least > 0 and weights[head].sum(dtype=np.float64) < enough:
+        least /= 8
+        head = candidates[weights[candidates] >= least]
+    order = head[np.argsort(-weights[head], kind="stable")]
+    cumulative = np.cumsum(weights[order], dtype=np.float64)
+    return order[: int(np.searchsorted(cumulative, enough)) + 1]
+
+
 def log_softmax_at(logits: Logits, token: int) -> float:
-    """Log-probability of `token` under `logits` (vocabulary,)."""
-    peak = logits.max()
+    """Log-probability of `token` under `logits` (vocabulary,). Raises EngineError for logits that are no numbers."""
+    peak = _peak(logits)
     return float(logits[token] - peak - np.log(np.exp(logits - peak).sum()))
+
+
+def _peak(logits: Logits) -> np.float32:
+    peak: np.float32 = logits.max()
+    if not np.isfinite(peak):
+        raise EngineError("the model computed no numbers", "lower the adapters' scales, or fetch the weights again")
+    return peak

@@ -29,6 +29,10 @@ PREFILL_BESIDE_DECODE = 128
 """Prompt tokens a step while samples are running: bounds the pause that a new prompt gives them."""
 
 
+SCORED_A_BATCH = 64
+"""Tokens scored at a time: llama.cpp keeps a row of logits for each of them."""
+
+
 class Backend(Protocol):
     """What the scheduler needs of `libllama.Model`."""
 
@@ -91,6 +95,8 @@ class Scheduler:
     """Runs requests on a backend whose cache holds `cells` tokens in at most `sequences` sequences."""
 
     def __init__(self, backend: Backend, *, cells: int, sequences: int, end_ids: Sequence[int]) -> None:
+        if sequences < 2:
+            raise ValueError(f"sequences must be at least 2, one for a prompt and one for its sample, not {sequences}")
         self._backend = backend
         self._cells = cells
         self._slots = [_Slot(number) for number in range(sequences)]
@@ -161,20 +167,33 @@ class Scheduler:
         self._finish_prefill(prefilling)
         self._sample_all(decoding)
 
-    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...]) -> list[float]:
-        """Log-probabilities of `ids[start:]`, start >= 1. Raises ContextOverflow."""
-        if len(ids) > min(self._cells, self._backend.context) - self._promised():
-            raise ContextOverflow(f"{len(ids)} tokens to score do not fit into the cache", "score a shorter text")
+    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...]) -> list[float] | None:
+        """Log-probabilities of `ids[start:]`, start >= 1; None where there is no room before the next step.
+
+        None, too, where it was aborted. Raises ContextOverflow for what would never fit, and EngineError.
+        """
+        room = min(self._cells, self._backend.context)
+        if len(ids) > room:
+            raise ContextOverflow(f"{len(ids)} tokens to score do not fit into {room}", "score a shorter text")
+        if len(ids) > self._cells - self._promised() or all(slot.busy for slot in self._slots):
+            return None
         slot, cached = self._open(ids, adapters, limit=start - 1)
-        self._switch(adapters)
+        try:
+            self._switch(adapters)
+            return self._score_rows(slot, ids, start, cached)
+        finally:
+            self._release(slot)
+
+    def _score_rows(self, slot: _Slot, ids: Sequence[int], start: int, cached: int) -> list[float] | None:
         scores: list[float] = []
-        for begin in range(cached, len(ids) - 1, 64):
-            rows = [(ids[at], at, slot.number, at >= start - 1) for at in range(begin, min(begin + 64, len(ids) - 1))]
+        size = min(SCORED_A_BATCH, self._backend.batch)
+        for begin in range(cached, len(ids) - 1, size):
+            end = min(begin + size, len(ids) - 1)
+            rows = [(ids[at], at, slot.number, at >= start - 1) for at in range(begin, end)]
             if not self._compute(rows, [slot]):
-                raise EngineError("scoring was interrupted", "ask again")
+                return None
             slot.tokens.extend(row[0] for row in rows)
             scores += [log_softmax_at(self._backend.logits(i), ids[r[1] + 1]) for i, r in enumerate(rows) if r[3]]
-        self._release(slot)
         return scores
 
     # ------------------------------------------------------------ admission
@@ -226,8 +245,9 @@ class Scheduler:
         waiting += [r.adapters for r in self._requests if r.holder and r.logits is None]
         if not waiting:
             return None
-        others = [a for a in waiting if a != self._active_adapters]
-        return others[0] if others else waiting[0]
+        # Round and round in the order of the scales: every set comes before any comes twice.
+        later = [a for a in waiting if self._active_adapters is not None and a > self._active_adapters]
+        return min(later or waiting)
 
     def _switch(self, adapters: tuple[float, ...]) -> None:
         if adapters != self._active_adapters:
@@ -332,8 +352,7 @@ class Scheduler:
     def _claim(self, keep: _Slot | None = None) -> _Slot:
         """An empty slot, by forgetting the longest unused one if there is none."""
         slot = next((s for s in self._slots if not s.busy and not s.tokens), None) or self._oldest_idle(keep)
-        if slot is None:  # only `keep` is idle: it loses its cache to its own continuation
-            slot = next(s for s in self._slots if not s.busy)
+        assert slot is not None
         self._forget(slot)
         slot.busy = True
         return slot

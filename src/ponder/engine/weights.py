@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from ponder.engine import cache, catalogue, gguf_header, hub
 from ponder.engine.catalogue import DEFAULT_MODEL
 from ponder.engine.download import Progress, silent
+from ponder.engine.merge import merged
 from ponder.errors import InputError, WeightsError
 
 __all__ = ["DEFAULT_MODEL", "Adapter", "Progress", "Weights", "resolve"]
@@ -60,7 +62,7 @@ def resolve(name: str, *, adapters: Sequence[str] = (), progress: Progress | Non
     own = [spec for spec in adapters if spec != NO_ADAPTER]
     entry = catalogue.find(name)
     if entry:
-        weights = _known(entry, packaged=NO_ADAPTER not in adapters, progress=report)
+        weights = _known(entry, packaged=NO_ADAPTER not in adapters, alone=not own, progress=report)
     else:
         path = _local(name)
         if path is None:
@@ -82,12 +84,16 @@ def unknown(name: str) -> WeightsError:
     )
 
 
-def _known(entry: catalogue.Entry, packaged: bool, progress: Progress) -> Weights:
+def _known(entry: catalogue.Entry, packaged: bool, alone: bool, progress: Progress) -> Weights:
     path = cache.require(entry.base, entry.name, progress)
     if entry.adapter is None or not packaged:
         return Weights(entry.name, path, sha256=entry.base.sha256)
     adapter = Adapter(entry.adapter.name, packaged_path(entry.adapter))
-    metadata = {"ponder.thinking": dict(entry.adapter.thinking)} if entry.adapter.thinking else {}
+    metadata = {"ponder.thinking": dict(entry.adapter.thinking), "general.sampling.temp": entry.adapter.temperature}
+    if alone:  # nothing else to combine it with: merged, it computes faster
+        with contextlib.suppress(WeightsError):  # no room for that: slower, but the same model
+            fast = merged(path, entry.base.sha256, adapter.path, entry.adapter.sha256, progress)
+            return Weights(entry.name, fast, (), metadata | {"ponder.merged": adapter.name}, entry.base.sha256)
     return Weights(entry.name, path, (adapter,), metadata, entry.base.sha256)
 
 

@@ -16,4 +16,5 @@ def direct() -> Strategy:
     def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
         return single(question, model, budget, think=False)
 
+    strategy.__qualname__ = "direct()"  # what traces call it
     return strategy

@@ -6,10 +6,13 @@ closing, answering, done. `Draft.next` answers what to do; whoever drives it doe
     thinking   up to K tokens, the last `grace` of them one by one, looking for the end of a sentence
     closing    the closing marker is written; where thinking ended below the minimum, "Wait" instead
     answering  what is left, of which L tokens stay back until something has been answered
-    last       nothing answered: the opener ("The answer is") is written, and a token forced
+    last       nothing answered: the opener ("The answer is") is written; if that is not enough, a token is forced
 
     K = T - R - |closing|        T: tokens of the sample, R: reserved for the answer, R >= L
     L = |opener| + 4             without an opener where that does not fit into T
+
+No request continues inside a UTF-8 character, since servers decode the text of each request anew:
+the first bytes of an unfinished character are dropped, and cost.
 
 Source of "Wait": Muennighoff et al., s1: Simple test-time scaling (2025), section 3.
 """
@@ -22,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ponder.chat.formats import ThinkingFormat
-from ponder.chat.parse import Parser, Piece
+from ponder.chat.parse import Parser, Piece, State
 from ponder.errors import BudgetTooSmall
 from ponder.protocols import Chunk
 from ponder.types import (
@@ -37,8 +40,12 @@ from ponder.types import (
     ToolCalled,
 )
 
+_Kind = Literal["thinking", "answer", "written"]
+
 _SENTENCE_END = re.compile(r"(?:[.!?。！？…][\"'”’)\]]*|\n)\s*$")
 
+
+_NO_WORD = " .:*\n"
 
 LEAST_ANSWER = 4
 """Tokens that an answer needs at the very least: " 1,234" has as many."""
@@ -141,29 +148,31 @@ class Draft:
     end_ids: frozenset[int] = frozenset()
     tools: bool = False
     ids: list[int] = field(default_factory=list)
-    mask: list[bool] = field(default_factory=list)
-    logprobs: list[float | None] = field(default_factory=list)
     hurry: bool = False
-    """Thinking has to end now: time is running out."""
+    """Thinking has to end now: time or engine calls are running out."""
     halted: bool = False
     """Nothing more may be asked of the engine: time is up, or the user said stop."""
     terse: bool = False
     """Engine calls are running out: no token by token grace."""
+    final: bool = False
+    """The next engine call is the last."""
 
     def __post_init__(self) -> None:
         self._parser = Parser(self.format, inside=self.inside, tools=self.tools)
         self._pieces: list[Piece] = []
-        self._ends: list[int] = []  # length of the text after each id
-        self._length = 0
-        self._tail = ""  # the last of the text, markers and what the parser holds back included
-        self._pending = 0  # ids at the end that are nothing but the beginning of a character
-        self._straddling = ""  # what the id before those gave, if it began that character
+        self._kinds: list[_Kind] = []  # what each id was counted as
+        self._logprobs: list[float | None] = []
+        self._text = ""  # of all ids, what the parser holds back included
+        self._whole = [(0, 0)]  # (ids, characters) of every beginning that ends no character halfway
+        self._torn = False  # the last thing done was to drop half a character
         self._finish: Finish | None = None
         self._ended = False  # the last id is an end-of-turn token
         self._opened = False
+        self._forced = False
         self._owed: list[Action] = []
+        self._unwanted: tuple[list[Piece], Written] | None = None
         self._unsaid: list[Event] = []
-        self._sampled = {"thinking": 0, "answer": 0}
+        self._thinking = 0
         self._cancelled = 0
         self._waited = 0
         self.deaf = False
@@ -185,27 +194,30 @@ class Draft:
 
     @property
     def written(self) -> int:
-        return self.mask.count(False)
+        return self._kinds.count("written")
 
     @property
     def used(self) -> int:
         """Tokens of the budget that are gone."""
-        return sum(self._sampled.values()) + self._cancelled + self.written
+        return len(self.ids) + self._cancelled
 
     @property
     def thought(self) -> int:
         """Tokens of thinking so far, "Wait"s included."""
-        return self._sampled["thinking"] + self._waited
+        return self._thinking + self._waited
 
     @property
     def empty(self) -> bool:
         """Nothing has been answered: no word beyond the opener, and no call."""
-        said = self.answer.removeprefix(self.format.answer_opener)
-        return not said.strip(" .:*\n") and not self.calls
+        said = self.answer
+        for opener in (self.format.answer_opener, *(self.format.close_markers if self.format.keep_close else ())):
+            said = said.removeprefix(opener)
+        return not said.strip(_NO_WORD) and not self.calls
 
     def cost(self) -> Cost:
         """What this sample's tokens cost; the prompt and the time are the driver's to add."""
-        return Cost(cancelled=self._cancelled, written=self.written, **self._sampled)
+        answer = self._kinds.count("answer")
+        return Cost(thinking=self._thinking, answer=answer, cancelled=self._cancelled, written=self.written)
 
     def sample(self) -> Sample:
         """The finished sample."""
@@ -218,14 +230,19 @@ class Draft:
             text="".join(p.text for p in self._pieces),
             prompt_ids=self.prompt_ids,
             ids=tuple(self.ids),
-            mask=tuple(self.mask),
-            logprobs=tuple(self.logprobs),
-            finish="cancelled" if self.halted else self._finish or "length",
+            mask=tuple(kind != "written" for kind in self._kinds),
+            logprobs=tuple(self._logprobs),
+            finish=self._finished(),
             spans=tuple(spans),
             thinking=self.thinking,
             answer=self.answer,
             tool_calls=self.calls,
         )
+
+    def _finished(self) -> Finish:
+        if self._finish == "stop" and not self.empty and not self.still_thinking:
+            return "stop"  # halted or not: nothing was left to say
+        return "cancelled" if self.halted and self.used < self.plan.tokens else "length"
 
     @property
     def still_thinking(self) -> bool:
@@ -240,32 +257,32 @@ class Draft:
         if self.deaf:
             self._cancelled += len(chunk.ids)
             return []
-        self._append(chunk.ids, chunk.text, True, chunk.logprobs or (None,) * len(chunk.ids))
-        self._note_pending(chunk)
-        self._finish = chunk.finish
-        # An engine that does not know its end-of-turn tokens shows them by their lack of text.
-        last = chunk.ids[-1] if chunk.ids else -1
-        self._ended = last in self.end_ids if self.end_ids else bool(chunk.ids) and not chunk.text
         was = self._parser.state
         pieces = self._parser.feed(chunk.text)
-        now = self._parser.state
-        self._sampled["thinking" if now == "thinking" or self.still_thinking else "answer"] += len(chunk.ids)
-        if was == "thinking" and now == "answer" and self.thought < self.plan.min_thinking:
-            return self._cut(pieces, self.plan.wait)
-        if was != "thinking" and now == "thinking" and not self.plan.think and self.empty and not self._opened:
-            return self._cut(pieces, self.plan.opener)
+        kind: _Kind = "thinking" if self.still_thinking else "answer"
+        self._append(chunk.ids, chunk.text, kind, chunk.logprobs, chunk.pending)
+        self._finish = chunk.finish
+        if instead := self._unwelcome(was, pieces):
+            self._unwanted, self.deaf = (pieces, instead), True
+            return []
+        # A block of thinking that began in the answer has no more than what the first one left.
+        self.deaf = self._parser.state == "thinking" and self.thought >= self.plan.thinking
         return self._take(pieces)
 
-    def _note_pending(self, chunk: Chunk) -> None:
-        if chunk.pending and not chunk.text:
-            self._pending += len(chunk.ids)
-        else:
-            self._pending = 0
-            self._straddling = chunk.text if chunk.pending else ""
+    def _unwelcome(self, was: State, pieces: Sequence[Piece]) -> Written | None:
+        """What to write instead where thinking closed too early, or opened though it was not asked for."""
+        now = self._parser.state
+        if was == now or not self.empty or self._opened:
+            return None
+        if was == "thinking" and self.plan.min_thinking and not self.hurry:
+            before, _ = self._boundary(self._wanted(pieces))
+            short = self._kinds[:before].count("thinking") + self._waited < self.plan.min_thinking
+            return self.plan.wait if short else None
+        return self.plan.opener if now == "thinking" and not self.plan.think else None
 
     def write(self, written: Written) -> list[Event]:
         """Puts a text of ponder's own into the sequence."""
-        self._append(written.ids, written.text, False, (None,) * len(written.ids))
+        self._append(written.ids, written.text, "written")
         self._finish = None
         if written is self.plan.wait:
             self._waited += len(written.ids)
@@ -275,12 +292,14 @@ class Draft:
 
     def restore(self, text: str, ids: Sequence[int]) -> None:
         """Puts back what `Restore` asked for: shown already, so nothing is shown."""
-        self._append(ids, text, False, (None,) * len(ids))
+        self._append(ids, text, "written")
 
     def end(self) -> list[Event]:
         """Nothing more comes: gives out what was held back."""
-        self._drop(self._pending)
-        self._pending = 0
+        if self._unwanted:
+            self._unsaid, self._unwanted = self._take(self._unwanted[0]), None
+        if self._half() == "":
+            self._drop_to(*self._whole[-1])
         return self._take(self._parser.finish())
 
     def interrupted(self) -> None:
@@ -296,75 +315,84 @@ class Draft:
     def next(self) -> Action:
         """The next thing to do, or None at the end."""
         self.deaf = False
+        self._settle()
+        self._drop_half()
         if self._owed:
             return self._owed.pop(0)
+        if self.halted:
+            return None
         left = self.plan.tokens - self.used
-        if self.still_thinking:
-            return self._next_thinking(left)
-        return self._next_answering(left)
+        return self._next_thinking(left) if self.still_thinking else self._next_answering(left)
 
     def _next_thinking(self, left: int) -> Action:
         if self._finish == "stop":
             self._drop_end()
-            if self.thought < self.plan.min_thinking and left > self._keep() + len(self.plan.wait.ids):
-                return Write(self.plan.wait)
-            return self._close(left)
-        room = min(self.plan.thinking - self.thought, left - self._keep())
-        if self.halted:
-            return None
-        if room > self.plan.grace and not self.hurry:
+            more = self.thought < self.plan.min_thinking and left > self._keep() + len(self.plan.wait.ids)
+            return Write(self.plan.wait) if more and not self.hurry else self._close(left)
+        room = (
+            0 if self.hurry or self._half() is not None else min(self.plan.thinking - self.thought, left - self._keep())
+        )
+        if room > self.plan.grace:
             return Generate(room - self.plan.grace)
-        if room > 0 and not self.hurry and not self.terse and not self._at_sentence_end():
-            return Generate(1)
+        if room > 0 and not self.terse and not _SENTENCE_END.search(self._text[-80:]):
+            return Generate(min(room, self._step()))
         return self._close(left)
 
     def _close(self, left: int) -> Action:
-        left -= self._drop_pending(left - len(self.plan.closing.ids) - self.plan.last)
         if left >= len(self.plan.closing.ids) + (self.plan.last if self.empty else 0):
-            return self._after_owed(Write(self.plan.closing))
+            return Write(self.plan.closing)
         # A second think block took what was left for its marker.
         if not self.empty:
             return None
         self._unsaid = self._take(self._parser.finish())
         self._parser = Parser(self.format, inside=False, tools=self.tools)
         self._parser.feed(self.format.answer_opener)  # past "before": what comes now is answer
-        self._finish = "stop"
-        return self._after_owed(self._next_answering(left))
-
-    def _after_owed(self, action: Action) -> Action:
-        if not self._owed:
-            return action
-        self._owed.append(action)
-        return self._owed.pop(0)
+        self._finish = "stop"  # of the thinking
+        return self._next_answering(left)
 
     def _next_answering(self, left: int) -> Action:
-        if self.halted or (self._finish == "stop" and not self.empty):
+        if left <= 0 or (self._finish == "stop" and not self.empty):
             return None
-        if self._opened or not self.empty:
-            return Generate(left if not self.empty else 1, ignore_eos=self.empty) if left > 0 else None
-        if self._finish != "stop" and left > self.plan.last:
-            return Generate(left - self.plan.last)
+        if not self.empty:
+            return Generate(left) if self._half() is None else None
+        if self._finish != "stop" and left > self.plan.last and not self._forced:
+            return Generate(left if self.final else left - self.plan.last)
         self._drop_end()
-        self._drop_pending(0)
-        return Write(self.plan.opener)
+        if not (self._opened or self.answer.strip(_NO_WORD)) and left > len(self.plan.opener.ids):
+            return Write(self.plan.opener)
+        step = LEAST_ANSWER if self._forced or self.hurry else self._step()
+        self._forced = True
+        return Generate(min(left, step), ignore_eos=True)
 
     def _keep(self) -> int:
         """Tokens that thinking may not touch."""
         return self.plan.reserve + len(self.plan.closing.ids)
 
-    def _at_sentence_end(self) -> bool:
-        return not (self._pending or self._straddling) and bool(_SENTENCE_END.search(self._tail))
+    def _step(self) -> int:
+        """Tokens to ask for where one would do: a character that was dropped has up to four."""
+        return 4 if self._torn else 1
 
     # ------------------------------------------------------------ bookkeeping
 
-    def _append(self, ids: Sequence[int], text: str, sampled: bool, logprobs: Sequence[float | None]) -> None:
+    def _append(
+        self,
+        ids: Sequence[int],
+        text: str,
+        kind: _Kind,
+        logprobs: Sequence[float | None] = (),
+        pending: bool = False,
+    ) -> None:
         self.ids += ids
-        self.mask += [sampled] * len(ids)
-        self.logprobs += logprobs
-        # A chunk of several tokens says only where its text ends: all its ids get that place.
-        self._length += len(text)
-        self._tail = (self._tail + text)[-80:]
-        self._ends += [self._length] * len(ids)
+        self._kinds += [kind] * len(ids)
+        self._thinking += len(ids) if kind == "thinking" else 0
+        self._logprobs += logprobs or (None,) * len(ids)
+        self._text += text
+        if ids:
+            self._torn = self._torn and kind == "written"
+            # An engine that does not know its end-of-turn tokens shows them by their lack of text.
+            self._ended = ids[-1] in self.end_ids if self.end_ids else not (text or pending)
+        if (ids or text) and not pending:
+            self._whole.append((len(self.ids), len(self._text)))
 
     def _take(self, pieces: Sequence[Piece]) -> list[Event]:
         self._pieces += pieces
@@ -378,63 +406,76 @@ class Draft:
                 events.append(ToolCalled(piece.call, self.index))
         return events
 
-    def _drop(self, count: int, kind: Literal["thinking", "answer"] | None = None) -> None:
-        """Takes the last `count` sampled tokens out of the sequence: they cost, and are not in it."""
-        for _ in range(count):
-            self.ids.pop()
-            self.mask.pop()
-            self.logprobs.pop()
-            self._ends.pop()
-        self._cancelled += count
-        chosen = kind or ("answer" if self._parser.state == "answer" or not self.plan.think else "thinking")
-        taken = min(count, self._sampled[chosen])
-        self._sampled[chosen] -= taken
-        self._sampled["answer" if chosen == "thinking" else "thinking"] -= count - taken
+    def _drop_to(self, ids: int, characters: int) -> None:
+        """Takes all that follows out of the sequence: what was sampled of it costs."""
+        dropped = self._kinds[ids:]
+        self._cancelled += len(dropped) - dropped.count("written")
+        self._thinking -= dropped.count("thinking")
+        del self.ids[ids:], self._kinds[ids:], self._logprobs[ids:]
+        self._text = self._text[:characters]
+        while self._whole[-1][0] > ids:
+            self._whole.pop()
+        self._ended = False
 
     def _drop_end(self) -> None:
         """Takes back the token that ended the turn."""
-        if self._finish == "stop" and self.ids and self._ended:
-            self._drop(1)
+        if self._finish == "stop" and self._ended:
+            self._drop_to(len(self.ids) - 1, len(self._text))
         self._finish = None
 
-    def _drop_pending(self, room: int) -> int:
-        """Takes back the tokens of an unfinished character; returns the tokens it may cost to mend that.
+    def _half(self) -> str | None:
+        """What the tokens of an unfinished character at the end gave beside it; None without such."""
+        ids, characters = self._whole[-1]
+        return self._text[characters:] if len(self.ids) > ids else None
 
-        A token that also holds text which was shown goes too if `room` suffices to write that text
-        again, at worst a token a byte.
+    def _drop_half(self) -> None:
+        """Takes back the tokens of an unfinished character.
+
+        What else they gave was shown already and is written again, at worst a token a byte; where
+        there is no room for that they stay.
         """
-        self._drop(self._pending)
-        text, self._pending, self._straddling = self._straddling, 0, ""
-        most = len(text.encode())
-        if not text or most > room:
-            return 0
-        self._drop(1)
-        self._length -= len(text)
-        self._owed.append(Restore(text))
-        return most
+        half = self._half()
+        keep = self._keep() if self.still_thinking else self.plan.last if self.empty else 0
+        room = self.plan.tokens - self.used - keep
+        if half is None or len(half.encode()) > max(0, room):
+            return
+        self._drop_to(*self._whole[-1])
+        self._torn = True
+        if half:
+            self._owed.append(Restore(half))
 
-    def _cut(self, pieces: Sequence[Piece], instead: Written) -> list[Event]:
-        """A marker came that is not wanted: forgets it and all after it, and writes something instead.
+    def _settle(self) -> None:
+        """Decides on an unwanted marker, now that the request which gave it has cost what it costs.
 
-        Thinking that closed too early waits; an answer that was to come at once, and opened thinking,
-        is begun. A token that holds both the end of what stays and the beginning of the marker goes
-        too; what stays of it may have been shown already, and is put back.
+        With room enough, the marker and all after it are forgotten, and something is written instead:
+        thinking that closed too early waits; an answer that was to come at once is begun. A token that
+        holds both the end of what stays and the beginning of the marker goes too; what stays of it
+        was shown already, and is put back.
         """
-        unwanted = next(i for i, p in enumerate(pieces) if p.kind != ("thinking" if self.plan.think else "answer"))
-        text = "".join(p.text for p in [*self._pieces, *pieces[:unwanted]])
-        position = next((i for i, end in enumerate(self._ends) if end > len(text)), len(self._ends))
-        begin = self._ends[position - 1] if position else 0
-        tail = text[begin:]
+        if self._unwanted is None:
+            return
+        (pieces, instead), self._unwanted = self._unwanted, None
+        wanted = self._wanted(pieces)
+        ids, characters = self._boundary(wanted)
+        text = "".join(piece.text for piece in [*self._pieces, *wanted])
+        tail = text[characters:]
         needed = len(tail.encode()) + len(instead.ids) + (self._keep() if self.plan.think else LEAST_ANSWER) + 1
-        if self.plan.tokens - self.used < needed:
-            return self._take(pieces)
-        events = self._take(pieces[:unwanted])
-        self._drop(len(self.ids) - position)
-        self._length = begin
-        self._tail = text[:begin][-80:]
+        if self.halted or self.plan.tokens - self.used < needed:
+            self._unsaid = self._take(pieces)
+            return
+        self._unsaid = self._take(wanted)
+        self._drop_to(ids, characters)
         self._parser = Parser.resume(self.format, text, inside=self.inside, tools=self.tools)
-        self._pending, self._straddling, self._finish, self.deaf = 0, "", "length", True
-        if tail:
-            self._owed.append(Restore(tail))
+        self._finish = None
+        self._owed += [Restore(tail)] if tail else []
         self._owed.append(Write(instead))
-        return events
+
+    def _wanted(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """The pieces before the unwanted marker."""
+        kind = "thinking" if self.plan.think else "answer"
+        return pieces[: next((i for i, piece in enumerate(pieces) if piece.kind != kind), len(pieces))]
+
+    def _boundary(self, wanted: Sequence[Piece]) -> tuple[int, int]:
+        """The last (ids, characters) at or before the end of `wanted` that cuts neither a token nor a character."""
+        stays = sum(len(piece.text) for piece in [*self._pieces, *wanted])
+        return next(each for each in reversed(self._whole) if each[1] <= stays)

@@ -16,13 +16,14 @@ async def next_or_none(stream: AsyncIterator[T], stop: asyncio.Event | None, tim
     """
     if stop is None and timeout is None:
         return await anext(stream)
+    # A stream that has items ready would win every race below.
+    if (stop is not None and stop.is_set()) or (timeout is not None and timeout <= 0):
+        return None
     reading = asyncio.ensure_future(_read(stream))
     stopping = None if stop is None else asyncio.ensure_future(stop.wait())
     waiting: set[asyncio.Future[object]] = {f for f in (reading, stopping) if f is not None}  # type: ignore[misc]
     try:
-        await asyncio.wait(
-            waiting, timeout=None if timeout is None else max(0.0, timeout), return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return reading.result() if reading.done() else None
     finally:
         for future in waiting:

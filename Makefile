@@ -1,0 +1,65 @@
+# make demo   sets up .venv and asks the embedded model a question
+# make test   lint, types, import contracts, docs, tests with coverage: what has to pass before a change is taken
+# make lint, make docs, make bench, make clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q --no-input -c constraints.txt --build-constraint constraints.txt
+QUESTION := Tom has 3 bags with 4 apples in each. He eats 2 apples. How many apples are left?
+
+SOURCES := pyproject.toml constraints.txt README.md LICENSE \
+	$(shell find src -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test lint docs bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/ponder ask --temperature 0 "$(QUESTION)"
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-fail-under=90
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/cli_docs.py --check
+	$(BIN)/python tools/include_examples.py --check
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python tools/cli_docs.py
+	$(BIN)/python tools/include_examples.py
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests tools examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- the environment
+
+# Each stamp is newer than everything that was installed with it. Never editable: what is tested is what is shipped.
+$(VENV)/installed: $(VENV)/pip $(SOURCES)
+	@echo "installing ponder into $(VENV)"
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/pip $(SOURCES)
+	@echo "installing ponder and what its tests need into $(VENV)"
+	@$(INSTALL) --group dev .
+	@touch $(VENV)/installed $@
+
+# Debian's Python comes without ensurepip where python3-venv is not installed; uv does without it.
+$(VENV)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ponder needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@rm -rf $(VENV)
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	elif command -v uv >/dev/null; then uv venv --quiet --seed --python "$$(command -v $(PYTHON))" $(VENV); \
+	else echo "$(PYTHON) cannot make a virtual environment: install python3-venv or uv" >&2; exit 2; fi
+	@$(PIP) install -q --no-input --upgrade -c constraints.txt pip
+	@touch $@

@@ -1,0 +1,641 @@
+"""What one sample does under its plan: landing softly, waiting, closing, answering, whatever the model says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from drive import Outcome, Watched, answering, babbler, check, check_told, of, outcome_of, short, think, turn_of
+
+from ponder.chat.formats import FAMILIES, THINK_TAGS, ThinkingFormat
+from ponder.chat.model import Price
+from ponder.engine.scripted import EOS, TOKENIZER, Fault, ScriptedEngine
+from ponder.errors import (
+    BudgetTooSmall,
+    ContextOverflow,
+    EngineDisconnected,
+    EngineTimeout,
+    InputError,
+    NoAnswer,
+)
+from ponder.protocols import Chunk, SamplingParams
+from ponder.strategies.budget import UNKNOWN_CONTEXT, think_within
+from ponder.strategies.draft import LEAST_ANSWER, Draft, Generate, Plan, Restore, Write, Written, plan
+from ponder.types import AnswerDelta, Budget, ThinkingDelta, ask
+
+PONDER, ELICIT, GPT_OSS = FAMILIES["ponder"], FAMILIES["elicit"], FAMILIES["gpt-oss"]
+CLOSING = len(PONDER.closing)
+OPENER = len(PONDER.answer_opener)
+LAST = OPENER + LEAST_ANSWER
+RAMBLE = "thinking and " * 100
+
+
+def written(text: str) -> Written:
+    return Written(text, tuple(TOKENIZER.encode(text)))
+
+
+def planned(tokens: int, reserve: int = 16, thinking: int | None = None, least: int = 0, think: bool = True) -> Plan:
+    texts = [written(text) for text in (PONDER.closing, PONDER.answer_opener, PONDER.wait)]
+    return plan(tokens, reserve, thinking, least, think, *texts)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def test_the_plan_follows_its_equations() -> None:
+    made = planned(100, reserve=26)  # K = 100 - 26 - 10
+    assert (CLOSING, OPENER) == (10, 13)
+    assert (made.thinking, made.reserve, made.grace, made.last) == (64, 26, 16, 17)
+    assert made.think
+
+
+def test_the_reserve_never_falls_below_what_forces_an_answer() -> None:
+    made = planned(64, reserve=1)
+    assert (made.reserve, made.thinking, made.grace) == (17, 64 - 17 - 10, 9)
+
+
+def test_a_cap_on_thinking_bounds_grace_and_minimum() -> None:
+    made = planned(500, thinking=10, least=50)
+    assert (made.thinking, made.grace, made.min_thinking) == (10, 2, 10)
+
+
+def test_an_opener_that_does_not_fit_is_left_out() -> None:
+    made = planned(16)
+    assert (made.opener.ids, made.reserve, made.last) == ((), 16, 4)
+    assert not made.think, "no room is left for thinking"
+    assert (made.thinking, made.grace) == (0, 0)
+
+
+def test_a_reserve_of_everything_leaves_no_thinking() -> None:
+    made = planned(40, reserve=400)
+    assert (made.reserve, made.think, made.min_thinking) == (40, False, 0)
+
+
+def test_a_direct_plan_has_no_grace_and_no_minimum() -> None:
+    made = planned(100, least=20, think=False)
+    assert (made.think, made.grace, made.min_thinking) == (False, 0, 0)
+
+
+def test_a_budget_without_room_for_an_answer_is_refused() -> None:
+    with pytest.raises(BudgetTooSmall, match=r"a budget of 3 tokens leaves no room for an answer\. give at least 4"):
+        planned(3)
+    assert planned(4).reserve == 4
+
+
+# ---------------------------------------------------------------- soft landing
+
+
+def landed(thinking: str, tokens: int = 100) -> Outcome:
+    """K = 64 of 100, and the grace begins at 48."""
+    engine = babbler("<think>\n" + thinking + "x" * 300)
+    outcome = think(of(engine), Budget(tokens=tokens, answer=26))
+    check(engine, outcome, tokens)
+    return outcome
+
+
+def test_thinking_ends_with_the_sentence_where_that_ends_within_the_grace() -> None:
+    outcome = landed("x" * 50 + ". And then")
+    assert outcome.sample.thinking == "x" * 50 + "."
+    assert outcome.total.thinking == 51
+
+
+@pytest.mark.parametrize("end", ["?", "!", '."', "…", "。", "\n", ".\n\n"])
+def test_sentences_end_in_many_ways(end: str) -> None:
+    outcome = landed("x" * 50 + end + " And then")
+    assert outcome.sample.thinking.strip() == ("x" * 50 + end).strip()[: len(outcome.sample.thinking)]
+    assert 50 <= len(outcome.sample.thinking) <= 52
+
+
+def test_thinking_without_a_sentence_end_is_cut_at_the_cap() -> None:
+    outcome = landed("x" * 300)
+    assert outcome.total.thinking == 64
+    assert outcome.sample.thinking == "x" * 64
+
+
+def test_a_sentence_that_ends_before_the_grace_is_not_the_end() -> None:
+    assert landed("x" * 30 + ". " + "x" * 300).total.thinking == 64
+
+
+def test_a_sentence_that_ends_where_the_grace_begins_is_the_end_at_once() -> None:
+    outcome = landed("x" * 47 + ".")
+    assert outcome.total.thinking == 48
+    assert outcome.total.calls == 3, "thinking, answer, and the end of the answer"
+
+
+def test_the_answer_has_at_least_its_reserve() -> None:
+    engine = babbler("x" * 1000)
+    outcome = think(of(engine), Budget(tokens=200, answer=90))
+    check(engine, outcome, 200)
+    assert outcome.total.thinking == 200 - 90 - CLOSING
+    assert outcome.total.answer == 90
+
+
+def test_a_cap_on_thinking_leaves_the_rest_to_the_answer() -> None:
+    engine = babbler("x" * 1000)
+    outcome = think(of(engine), Budget(tokens=200, thinking=20))
+    assert (outcome.total.thinking, outcome.total.answer) == (20, 200 - 20 - CLOSING)
+
+
+# ---------------------------------------------------------------- a minimum of thinking
+
+
+def waits(turn: str) -> str:
+    """Closes its thinking at once, again after each "Wait", and answers then."""
+    return "4" if "</think>" in turn else "Hm." * (not turn.endswith("Hm.")) + "</think>4"
+
+
+@pytest.mark.parametrize("burst", [1, 2, 3, 5, 50])
+@pytest.mark.parametrize("specials", [(), ("<think>", "</think>")])
+def test_thinking_that_closes_too_early_waits(burst: int, specials: Sequence[str]) -> None:
+    engine = answering(waits, burst=burst, specials=specials)
+    outcome = think(of(engine), Budget(tokens=300, min_thinking=12))
+    check(engine, outcome, 300)
+    # What a large chunk held beside the marker is written again, and counts as written.
+    waited = 2 if burst < 4 and not (burst == 3 and specials) else outcome.sample.thinking.count("Wait")
+    assert outcome.sample.thinking == "Hm." + waited * "\nWaitHm."
+    assert waited >= 2
+    assert outcome.sample.answer == "4"
+    assert outcome.total.cancelled >= 1, "the markers that were taken back cost"
+    assert len(outcome.sample.thinking) >= 12
+
+
+def test_thinking_that_is_long_enough_is_left_alone() -> None:
+    engine = answering(waits)
+    outcome = think(of(engine), Budget(tokens=300, min_thinking=3))
+    assert (outcome.sample.thinking, outcome.total.cancelled) == ("Hm.", 0)
+
+
+def test_a_turn_that_ends_too_early_waits_too() -> None:
+    engine = answering(lambda turn: "4" if "</think>" in turn else "Hm.")
+    outcome = think(of(engine), Budget(tokens=300, min_thinking=12))
+    check(engine, outcome, 300)
+    assert outcome.sample.thinking.count("Wait") == 2
+    assert outcome.sample.answer == "4"
+
+
+def test_waiting_takes_nothing_from_the_answer() -> None:
+    # K = 80 - 40 - 11 = 29: room for some waiting, and then for none.
+    engine = answering(waits)
+    outcome = think(of(engine), Budget(tokens=80, answer=40, min_thinking=29))
+    check(engine, outcome, 80)
+    assert outcome.sample.answer == "4"
+    waited = outcome.sample.thinking.count("Wait")
+    assert waited >= 1
+    spent = outcome.total.tokens - outcome.total.answer
+    assert spent + len(PONDER.wait) + 40 + CLOSING > 80, "there was room for another"
+
+
+def test_tokens_that_nobody_read_leave_no_room_for_waiting() -> None:
+    """A server goes on for a while after it was told to stop; what it wastes is not there any more."""
+
+    class Stream:
+        def __init__(self, stream: Any, waste: int) -> None:
+            self.stream, self.waste, self.undelivered = stream, waste, 0
+
+        def __aiter__(self) -> Stream:
+            return self
+
+        async def __anext__(self) -> Chunk:
+            return await anext(self.stream)  # type: ignore[no-any-return]
+
+        async def aclose(self) -> None:
+            await self.stream.aclose()
+            self.undelivered, self.waste = self.waste, 0
+
+    class Wasteful(Watched):
+        def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
+            stream = Stream(super().sample(prefix, n, params), 60 if len(self.asked) == 0 else 0)
+            self.asked.append((tuple(prefix), n, params))
+            return stream
+
+    engine = answering(waits)
+    outcome = think(of(Wasteful(engine)), Budget(tokens=100, min_thinking=30, answer=25))
+    assert outcome.total.tokens <= 100
+    assert outcome.total.generated == engine.generated + 60
+    assert "Wait" not in outcome.sample.thinking
+    assert outcome.sample.answer == "4"
+
+
+# ---------------------------------------------------------------- closing and answering
+
+
+def test_a_turn_that_ends_inside_thinking_is_closed_and_answered() -> None:
+    engine = answering(lambda turn: "4" if "</think>" in turn else "Hm")
+    outcome = think(of(engine), 200)
+    check(engine, outcome, 200)
+    assert (outcome.sample.thinking, outcome.sample.answer, outcome.sample.finish) == ("Hm", "4", "stop")
+    assert EOS not in outcome.sample.ids[:-1], "the end of the turn stayed in the middle of it"
+
+
+def test_an_empty_answer_is_begun_for_the_model() -> None:
+    def reply(turn: str) -> str:
+        return " 7." if turn.endswith("The answer is") else "" if "</think>" in turn else "Hm.</think>\n"
+
+    engine = answering(reply)
+    outcome = think(of(engine), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer == "The answer is 7."
+    assert outcome.sample.finish == "stop"
+
+
+def test_a_model_that_will_not_answer_is_forced_to() -> None:
+    engine = answering(lambda turn: "" if "</think>" in turn else "Hm.</think>")
+    watched = Watched(engine)
+    outcome = think(of(watched), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer == "The answer is7"
+    assert [params.ignore_eos for _, _, params in watched.asked].count(True) == 1
+
+
+def test_white_space_is_no_answer() -> None:
+    engine = babbler("Hm.</think>", eos=False)
+    outcome = think(of(engine), 100)
+    check(engine, outcome, 100)
+    assert isinstance(outcome.error, NoAnswer)
+    assert "the model gave no answer" in str(outcome.error)
+    assert outcome.total.tokens == 100, "it was not tried to the end"
+
+
+@pytest.mark.parametrize("burst", [1, 3, 100])
+def test_a_direct_answer_that_opens_thinking_is_begun_for_the_model(burst: int) -> None:
+    engine = answering(lambda turn: " 7" if turn.endswith("The answer is") else "<think>Hm, let me see.", burst=burst)
+    outcome = think(of(engine, THINK_TAGS), 200, think=False)
+    check(engine, outcome, 200)
+    assert (outcome.sample.thinking, outcome.sample.answer) == ("", "The answer is 7")
+    assert outcome.total.thinking == 0
+
+
+def test_a_model_that_insists_on_thinking_directly_is_kept_within_the_budget() -> None:
+    engine = answering(lambda turn: "<think>" + RAMBLE)
+    outcome = think(of(engine, THINK_TAGS), 200, think=False)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer.startswith("The answer is")
+
+
+def test_a_second_block_of_thinking_is_thinking() -> None:
+    engine = answering(lambda turn: "" if turn.endswith("5") else "one</think>4 <think>two</think> and 5")
+    outcome = think(of(engine), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.thinking == "onetwo"
+    assert "4" in outcome.sample.answer
+    assert outcome.sample.answer.endswith("5")
+
+
+@pytest.mark.parametrize("tokens", range(40, 100, 3))
+def test_a_second_block_that_takes_all_leaves_the_first_answer(tokens: int) -> None:
+    engine = answering(
+        lambda turn: "4<think>" + RAMBLE if turn.endswith("</think>\n") else "one</think>\n4<think>" + RAMBLE
+    )
+    outcome = think(of(engine), tokens)
+    check(engine, outcome, tokens)
+    assert outcome.error is None
+    assert outcome.sample.answer
+
+
+def test_without_room_for_the_closing_marker_the_answer_still_comes() -> None:
+    """The model closes its thinking, says nothing, and thinks again until no closing marker fits any more."""
+    for tokens in range(45, 80):
+        engine = answering(lambda turn: RAMBLE if "</think>" in turn else "x</think><think>" + RAMBLE)
+        outcome = think(of(engine), tokens)
+        check(engine, outcome, tokens)
+        assert outcome.error is None, tokens
+        assert outcome.sample.answer, tokens
+
+
+def test_where_thinking_is_asked_for_in_words_the_closing_begins_the_answer() -> None:
+    engine = answering(lambda turn: " 7." if turn.endswith("The answer is") else RAMBLE)
+    watched = Watched(engine)
+    outcome = think(of(watched, ELICIT), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer == "The answer is 7."
+    assert outcome.sample.thinking.startswith("thinking and thinking")
+    prompt = engine.tokenizer.decode(watched.asked[0][0]).decode()
+    assert "step by step" in prompt
+
+
+@pytest.mark.parametrize("said", ["The answer is", "the answer is", "The final answer is", "the final answer is:"])
+def test_the_words_that_announce_an_answer_are_none(said: str) -> None:
+    engine = answering(lambda turn: "" if "nswer is" in turn else f"3 + 4 makes seven. So {said}")
+    outcome = think(of(engine, ELICIT), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer.endswith("7")
+    assert outcome.sample.answer.startswith(said.rstrip(":"))
+
+
+def test_channels_are_closed_by_their_own_markers() -> None:
+    specials = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")
+    engine = answering(
+        lambda turn: "4<|return|>" if "final" in turn else "<|channel|>analysis<|message|>" + RAMBLE, specials=specials
+    )
+    outcome = think(of(engine, GPT_OSS), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer == "4"
+    assert outcome.sample.thinking.startswith("thinking and")
+    assert GPT_OSS.closing in outcome.sample.text
+    assert "<|" not in outcome.sample.thinking + outcome.sample.answer
+
+
+# ---------------------------------------------------------------- half characters
+
+
+def test_no_request_continues_inside_a_character() -> None:
+    """Servers decode each request anew: the half that came before would be lost, or spoil what follows."""
+    engine = babbler("漢字🤔" * 40)
+    watched = Watched(engine)
+    for tokens in range(60, 90):
+        watched.asked.clear()
+        engine.generated = 0
+        outcome = think(of(watched), tokens)
+        check(engine, outcome, tokens)
+        assert "\ufffd" not in outcome.sample.text
+        for prefix, _, _ in watched.asked:
+            engine.tokenizer.decode(prefix).decode()  # raises within a character
+
+
+@pytest.mark.parametrize("burst", [2, 3, 5])
+def test_text_that_came_with_half_a_character_is_written_again(burst: int) -> None:
+    """K = 64: after 48 tokens a chunk holds letters and the first bytes of a character."""
+    engine = babbler("ab漢c🤔" * 60, burst=burst)
+    for tokens in range(80, 120):
+        engine.generated = 0
+        outcome = think(of(engine), tokens)
+        check(engine, outcome, tokens)
+
+
+def test_a_restored_text_is_told_once() -> None:
+    draft = drafted()
+    assert isinstance(draft.next(), Generate)
+    first = draft.feed(Chunk(0, (65, 0xE6), "A", (None, None), pending=True))
+    assert first == [ThinkingDelta("A")]
+    restore = draft.next()
+    assert restore == Restore("A")
+    assert (draft.ids, draft.used) == ([], 2)
+    draft.restore("A", [65])
+    assert (draft.ids, draft.written, draft.used) == ([65], 1, 3)
+    assert draft.end() == []
+    assert draft.sample().text == "A"
+
+
+# ---------------------------------------------------------------- the other bounds
+
+
+def drafted(**how: Any) -> Draft:
+    return Draft(0, (1, 2), PONDER, planned(100), True, frozenset({EOS}), **how)
+
+
+def test_a_halted_draft_asks_for_nothing() -> None:
+    draft = drafted()
+    draft.halted = True
+    assert draft.next() is None
+    assert draft.sample().finish == "cancelled"
+
+
+def test_a_draft_in_a_hurry_closes_at_once() -> None:
+    draft = drafted()
+    draft.hurry = True
+    action = draft.next()
+    assert isinstance(action, Write)
+    assert action.written.text == PONDER.closing
+    draft.write(action.written)
+    assert draft.next() == Generate(100 - CLOSING - LAST)
+    draft.final = True
+    assert draft.next() == Generate(100 - CLOSING), "the last request keeps nothing back"
+
+
+def test_an_answer_that_ended_is_finished_even_without_further_calls() -> None:
+    engine = answering(lambda turn: "4" if "</think>" in turn else RAMBLE)
+    outcome = think(of(engine), Budget(tokens=200, calls=2))
+    assert (outcome.sample.finish, outcome.sample.answer, outcome.total.calls) == ("stop", "4", 2)
+
+
+@pytest.mark.parametrize("form", [PONDER, THINK_TAGS, ELICIT], ids=lambda form: form.name)
+@pytest.mark.parametrize("calls", [1, 2, 3, 4])
+def test_calls_are_bounded_and_the_last_is_kept_for_the_answer(calls: int, form: ThinkingFormat) -> None:
+    def reply(turn: str) -> str:
+        done = "</think>" in turn or turn.endswith("The answer is")
+        return " 1,234 of them." if done else form.open.removeprefix("<think>" * (form is PONDER)) + RAMBLE
+
+    engine = answering(reply)
+    outcome = think(of(engine, form), Budget(tokens=200, calls=calls))
+    check(engine, outcome, 200)
+    assert outcome.total.calls <= calls
+    assert outcome.sample.answer.endswith("1,234 of them.")
+    assert outcome.sample.finish == "stop"
+    assert bool(outcome.sample.thinking) == (calls > 1)
+
+
+@pytest.mark.parametrize(("calls", "n"), [(1, 3), (3, 3), (4, 3), (5, 3), (6, 3)])
+def test_samples_share_their_calls(calls: int, n: int) -> None:
+    engine = answering(lambda turn: "7" if "</think>" in turn else RAMBLE)
+    outcome = think(of(engine), Budget(tokens=600, calls=calls), n)
+    check(engine, outcome, 600, n)
+    assert outcome.error is None
+    assert outcome.total.calls <= calls
+    assert all(sample.answer == "7" for sample, _ in outcome.finished)
+    assert all(bool(sample.thinking) == (calls > n) for sample, _ in outcome.finished)
+
+
+def test_calls_that_run_out_before_an_answer_are_named() -> None:
+    engine = answering(lambda turn: "")
+    outcome = think(of(engine), Budget(tokens=200, calls=1))
+    assert isinstance(outcome.error, EngineTimeout)
+    assert str(outcome.error) == "no answer came within 1 calls. allow more."
+
+
+def test_time_closes_the_thinking_and_leaves_some_for_the_answer() -> None:
+    seconds = 0.5
+    engine = answering(
+        lambda turn: "Seven it is." if "</think>" in turn else RAMBLE,
+        faults=[Fault("delay", seconds=0.01, every=True, times=None)],
+    )
+    times: dict[type, float] = {}
+    started = time.monotonic()
+
+    async def timed() -> Any:
+        async for event in think_within(of(engine), ask("?"), Budget(tokens=2000, seconds=seconds)):
+            times.setdefault(type(event), time.monotonic() - started)
+            yield event
+
+    outcome = outcome_of(timed())
+    assert outcome.error is None
+    assert "Seven it is.".startswith(outcome.sample.answer)
+    assert outcome.sample.thinking
+    assert times[ThinkingDelta] < 0.7 * seconds < times[AnswerDelta] + 0.01
+    assert outcome.total.seconds < 2 * seconds
+    check(engine, outcome, 2000)
+
+
+def test_time_that_is_up_for_thinking_is_not_up_for_samples_that_answer() -> None:
+    """Sample 0 thinks on, sample 1 answers slowly: at 70 % of the time only the first is hurried."""
+
+    def source(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int | Fault]:
+        said = (
+            RAMBLE if index == 0 and b"</think>" not in bytes(b for b in turn_of(prefix) if b < 256) else "x</think>7"
+        )
+        if b"</think>" in bytes(b for b in turn_of(prefix) if b < 256):
+            said = "7 and that is the end"
+        for token in TOKENIZER.encode(said):
+            yield Fault("delay", seconds=0.02)
+            yield token
+        yield from [ord("7")] * 1000
+
+    engine = ScriptedEngine(source)
+    outcome = think(of(engine), Budget(tokens=4000, seconds=1.0), 2)
+    check(engine, outcome, 4000, 2)
+    assert outcome.error is None
+    assert all(sample.answer for sample, _ in outcome.finished)
+    late = next(cost for sample, cost in outcome.finished if sample.index == 1)
+    assert late.seconds > 0.8, "it was cut short"
+
+
+def test_silence_without_end_is_named_with_the_seconds() -> None:
+    engine = babbler(RAMBLE, faults=[Fault("hang", times=None)])
+    outcome = think(of(engine), Budget(tokens=100, seconds=0.2))
+    assert isinstance(outcome.error, EngineTimeout)
+    assert str(outcome.error) == "no answer came within 0.2 seconds. allow more."
+    assert engine.open_streams == 0
+    assert outcome.total.seconds < 2
+
+
+def test_silence_in_the_answer_leaves_what_there_is() -> None:
+    engine = answering(lambda turn: "Seven it is" if "</think>" in turn else "Hm.</think>Seven it is")
+    engine.faults = (Fault("hang", at=17),)
+    engine._affected = [set()]
+    outcome = think(of(engine), Budget(tokens=200, seconds=0.2))
+    check(engine, outcome, 200)
+    assert outcome.error is None
+    assert (outcome.sample.answer, outcome.sample.finish) == ("Seven", "cancelled")
+
+
+def test_a_tokenizer_that_hangs_is_bounded_too() -> None:
+    class Silent(Watched):
+        async def tokenize(self, text: str) -> list[int]:
+            import asyncio
+
+            await asyncio.sleep(60)
+            return []
+
+    outcome = think(of(Silent(babbler("x"))), Budget(tokens=100, seconds=0.05))
+    assert isinstance(outcome.error, EngineTimeout)
+    assert "0.05 seconds" in str(outcome.error)
+
+
+def test_dollars_buy_tokens_after_the_prompt() -> None:
+    engine = babbler(RAMBLE)
+    model = replace(of(engine), price=Price(prompt=1.0, cached=0.1, output=4.0))
+    prompt = len(engine.tokenizer.encode(model.template.render(ask("What is 3 + 4?").messages))) + len("<think>\n") - 0
+    outcome = think(model, Budget(dollars=(prompt + 4 * 80) / 1e6))
+    check(engine, outcome, 80)
+    assert outcome.total.tokens > 70
+    assert outcome.total.dollars is not None
+    assert outcome.total.dollars <= (prompt + 4 * 80) / 1e6 + 1e-12
+
+
+def test_dollars_and_tokens_bound_together() -> None:
+    model = replace(of(engine := babbler(RAMBLE)), price=Price(1.0, 0.1, 4.0))
+    check(engine, think(model, Budget(dollars=1.0, tokens=60)), 60)
+    check(
+        engine := babbler(RAMBLE), think(replace(of(engine), price=Price(0, 0, 0)), Budget(dollars=1.0, tokens=60)), 60
+    )
+
+
+def test_too_few_dollars_are_too_small_a_budget() -> None:
+    model = replace(of(babbler(RAMBLE)), price=Price(1.0, 0.1, 4.0))
+    outcome = think(model, Budget(dollars=1e-6))
+    assert isinstance(outcome.error, BudgetTooSmall)
+
+
+def test_dollars_without_a_price_are_refused() -> None:
+    outcome = think(of(babbler(RAMBLE)), Budget(tokens=100, dollars=0.01))
+    assert isinstance(outcome.error, InputError)
+    assert "0.01 dollars needs the model's price" in str(outcome.error)
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    engine = babbler(RAMBLE, context=40)
+    outcome = think(of(engine), 100)
+    assert isinstance(outcome.error, ContextOverflow)
+    assert "the model's context 40" in str(outcome.error)
+    assert engine.calls == 0
+
+
+def test_the_context_bounds_what_the_budget_allows() -> None:
+    engine = babbler(RAMBLE, context=200)
+    outcome = think(of(engine), 1000)
+    check(engine, outcome, 1000)
+    assert len(outcome.sample.prompt_ids) + len(outcome.sample.ids) <= 200
+    assert outcome.sample.answer
+
+
+def test_an_unknown_context_bounds_nothing() -> None:
+    engine = Watched(babbler(RAMBLE, context=100_000))
+    engine.info = replace(engine.engine.info, context=0)
+    question = ask("x" * (UNKNOWN_CONTEXT + 1000))
+    outcome = think(of(engine), 100, question=question)
+    assert outcome.error is None
+    assert outcome.total.tokens <= 100
+
+
+# ---------------------------------------------------------------- engines that misbehave
+
+
+class Oversending(Watched):
+    """Gives a chunk of many tokens, whatever the cap is."""
+
+    async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
+        self.asked.append((tuple(prefix), n, params))
+        stream = self.engine.sample(prefix, n, replace(params, max_tokens=params.max_tokens + 7))
+        try:
+            async for chunk in stream:
+                yield chunk
+        finally:
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("text", ["ab cd ef gh " * 30, "漢字" * 100, "aé漢🤔" * 60])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("burst", [1, 4, 64])
+def test_tokens_beyond_the_cap_are_left_out_and_counted(text: str, n: int, burst: int) -> None:
+    engine = babbler(text, burst=burst)
+    outcome = think(of(Oversending(engine)), 200 * n, n)
+    assert outcome.error is None
+    assert outcome.total.generated == engine.generated
+    assert all(len(sample.ids) <= 200 for sample, _ in outcome.finished)
+    check_told(engine, outcome, n)
+
+
+@pytest.mark.parametrize("finish", ["length", "error", "cancelled"])
+def test_an_engine_that_gives_nothing_is_not_asked_for_ever(finish: Any) -> None:
+    class Empty(Watched):
+        async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
+            self.asked.append((tuple(prefix), n, params))
+            yield Chunk(0, finish=finish)
+
+    engine = Empty(babbler("x"))
+    outcome = think(of(engine), 100)
+    assert isinstance(outcome.error, EngineDisconnected)
+    assert "without a single token" in str(outcome.error)
+    assert len(engine.asked) == 3
+    assert outcome.sample.finish == "error"
+
+
+def test_an_engine_that_ends_every_turn_at_once_is_not_asked_for_ever() -> None:
+    class Mute(Watched):
+        async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
+            self.asked.append((tuple(prefix), n, params))
+            yield Chunk(0, finish="stop")
+
+    engine = Mute(babbler("x"))
+    outcome = think(of(engine), 100)
+    assert isinstance(outcome.error, EngineDisconnected)
+    assert len(engine.asked) < 10
+
+
+def test_the_least_budget_of_all_still_answers() -> None:
+    engine = babbler("7")
+    outcome = think(short(engine, THINK_TAGS), 4)
+    check(engine, outcome, 4)
+    assert outcome.sample.answer == "7"
