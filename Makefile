@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/ponder ask --temperature 0 "$(QUESTION)"
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-fail-under=90
+	$(BIN)/pytest --cov --cov-report=term-missing --cov-fail-under=90
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -54,11 +54,11 @@ async def take(engine: Engine, prefix: Sequence[int], n: int = 1, max_tokens: in
     return Got([chunk async for chunk in engine.sample(prefix, n, how)])
 
 
-async def start(engine: Engine, prefix: Sequence[int], tokens: int = 1, n: int = 1) -> AsyncIterator[Chunk]:
-    """A stream without an end in sight, of which `tokens` were read."""
-    stream = engine.sample(prefix, n, SamplingParams(300, seed=1, ignore_eos=True, adapters=BARE))
-    while tokens:
-        tokens -= len((await anext(stream)).ids)
+async def start(engine: Engine, prefix: Sequence[int]) -> AsyncIterator[Chunk]:
+    """A stream without an end in sight, of which one token was read."""
+    stream = engine.sample(prefix, 1, SamplingParams(300, seed=1, ignore_eos=True, adapters=BARE))
+    while not (await anext(stream)).ids:
+        pass
     return stream
 
 

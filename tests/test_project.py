@@ -30,6 +30,10 @@ ABOVE_HELP = [name for name in HEAVY if name != "rich"]
 """The command line draws its help with rich."""
 
 
+UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+"""The environment without what has children measured: that loads modules, and takes time, of its own."""
+
+
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after `code`."""
     program = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -59,7 +63,8 @@ def test_a_heavy_import_would_be_found() -> None:
 def test_help_is_quick() -> None:
     def seconds() -> float:
         began = time.monotonic()
-        done = subprocess.run([SCRIPTS / "ponder", "--help"], capture_output=True, text=True, check=True)
+        command = [SCRIPTS / "ponder", "--help"]
+        done = subprocess.run(command, env=UNMEASURED, capture_output=True, text=True, check=True)
         assert "ask" in done.stdout
         return time.monotonic() - began
 
@@ -231,8 +236,8 @@ subprocess.run([*child, "import ponder.protocols"], check=True)
 
 def test_children_are_measured(tmp_path: Path) -> None:
     """What runs in a process of its own counts, also where it ends by os._exit; one that is killed does no harm."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    environment |= {"COVERAGE_RCFILE": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(tmp_path / ".coverage")}
+    settings = {"COVERAGE_RCFILE": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(tmp_path / ".coverage")}
+    environment = UNMEASURED | settings
     (tmp_path / "parent.py").write_text(CHILDREN)
 
     def coverage(*words: str) -> str:

@@ -98,7 +98,7 @@ def test_provenance_tells_how_to_make_it_again():
     assert made.software == f"ponder {ponder.__version__}"
     assert (
         ponder.solve("2 + 2?", model=opened("<think>\n\n</think>\n\n4"), strategy=direct()).provenance.strategy
-        == "direct"
+        == "direct()"
     )
 
 

@@ -264,8 +264,10 @@ def test_scoring_waits_for_room_outlasts_the_cancels_of_others_and_can_be_cancel
         for stream in streams:
             await stream.aclose()
         assert await behind == pytest.approx(alone, abs=ROUNDING)
+        # The cache shows that the abandoned one was never computed: it holds the text of the other.
+        assert (await take(engine, text, max_tokens=1)).prompt == [(161, 39)]
         # While a long one is computed, others come and go.
-        scoring = asyncio.ensure_future(engine.score(text, 1, bare))
+        scoring = asyncio.ensure_future(engine.score(text[::-1], 1, bare))
         for _ in range(3):
             stream = engine.sample(prompt[:5], 1, bare)
             task = asyncio.ensure_future(anext(stream))

@@ -35,15 +35,19 @@ def test_a_dead_worker_fails_what_is_under_way_and_the_next_request_starts_it_an
     mortal: LlamaEngine, how: signal.Signals
 ) -> None:
     async def work(engine: LlamaEngine, prompt: list[int]) -> None:
-        before, pid = engine.restarts, engine.pid
-        streams = [await start(engine, prompt, n=1), await start(engine, prompt, n=1)]
+        before, pid, child = engine.restarts, engine.pid, engine._living()
+        aborted = engine.sample([500] * 900, 1, SamplingParams(1))
+        await anext(aborted)
+        await asyncio.sleep(0.1)
+        await aborted.aclose()  # llama.cpp complains of what it is told to abort: those are no last words
+        streams = [await start(engine, prompt) for _ in range(2)]
         unread = engine.sample(prompt, 1, SamplingParams(300, adapters=BARE))
         scoring = asyncio.ensure_future(engine.score([500] * 900, 1))
         waiting = asyncio.ensure_future(drain(unread))
         await asyncio.sleep(0.1)
         os.kill(pid, how)
         for stream in streams:
-            with pytest.raises(EngineDisconnected, match=rf"llama\.cpp ended \(killed by {how.name}\).*ask again"):
+            with pytest.raises(EngineDisconnected, match=rf"ended \(killed by {how.name}\)\. ask again"):
                 await drain(stream)
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
@@ -67,6 +71,7 @@ def test_a_dead_worker_fails_what_is_under_way_and_the_next_request_starts_it_an
         assert [len(got.ids()) for got in again[:2]] == [6, 6]
         assert engine.restarts == before + 1
         assert engine.pid != pid
+        assert [pipe.closed for pipe in (child.process.stdin, child.process.stdout)] == [True, True]
         assert len(await engine.score(prompt, 1, SamplingParams(1, adapters={"right": 1.0}))) == len(prompt) - 1
 
     on(mortal, work)
@@ -115,6 +120,26 @@ def test_a_closed_engine_says_so(embedded_weights: Path) -> None:
     asyncio.run(run())
 
 
+def test_closing_an_engine_that_is_being_started_again_leaves_no_worker(
+    embedded_weights: Path, thinking_adapter: Adapter
+) -> None:
+    async def work(engine: LlamaEngine, prompt: list[int]) -> None:
+        stream = await start(engine, prompt)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDisconnected):
+            await drain(stream)
+        asked = asyncio.ensure_future(engine.tokenize("a"))
+        await asyncio.sleep(0.1)
+        await engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            await asked
+        assert engine.restarts == 1
+        assert engine._child is not None
+        assert not is_alive(engine._child.process.pid)
+
+    on(open_small(embedded_weights, thinking_adapter), work)
+
+
 # ---------------------------------------------------------------- what cannot be done
 
 
@@ -158,6 +183,12 @@ def test_a_damaged_file_is_refused_with_what_llama_cpp_said(embedded_weights: Pa
     for adapter in (good, Adapter("bad", bad)):
         with pytest.raises(WeightsError, match="is no adapter for this model"):
             asyncio.run(open_llamacpp(embedded_weights, adapters=[adapter], settings=SMALL))
+
+
+def test_a_worker_that_ends_while_loading_says_how_and_why(embedded_weights: Path) -> None:
+    too_many = LlamaSettings(cells=2**33, threads=1)
+    with pytest.raises(EngineError, match=r"ended while loading .*\(exit code 1\)\. it said: struct\.error"):
+        asyncio.run(open_llamacpp(embedded_weights, settings=too_many))
 
 
 @pytest.mark.parametrize(

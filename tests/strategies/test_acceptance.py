@@ -41,7 +41,7 @@ def test_acceptance_scripted(benchmark: ModuleType) -> None:
 
 @pytest.mark.model
 def test_acceptance_embedded(benchmark: ModuleType, llama: LlamaEngine) -> None:
-    asked = [benchmark.replace(case, budget=16 + case.budget // 4) for case in benchmark.cases(12, seed=1)]
+    asked = [benchmark.replace(case, budget=16 + case.budget // 6) for case in benchmark.cases(12, seed=1)]
     result = asyncio.run(benchmark.measure(model_of(llama), asked, benchmark.Result("gguf", 12, 1)))
     assert (result.over_runs, result.miscounts, result.missing_answers, result.leftover_markers) == (0, 0, 0, 0)
     assert 0.1 < result.mean_use <= 1

@@ -42,7 +42,7 @@ LEAST = 6
 """Tokens that a sample needs here: the short opener and the least answer."""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     text=TEXTS,
     eos=st.booleans(),
@@ -100,7 +100,7 @@ def faults(*kinds: str, times: Sequence[int | None] = (1, 2, 3, None)) -> st.Sea
     return st.lists(one, min_size=1, max_size=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     text=TEXTS,
     budget=st.integers(16, 300),
@@ -153,7 +153,7 @@ def test_an_engine_that_falls_silent_hangs_nobody(text: str, n: int, form: Think
         assert "0.08 seconds" in str(outcome.error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     text=TEXTS,
     after=st.integers(0, 120),

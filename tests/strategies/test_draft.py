@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from drive import Outcome, Watched, answering, babbler, check, check_told, of, outcome_of, short, think, turn_of
+from drive import Outcome, Watched, answering, babbler, check, check_told, of, outcome_of, short, think, thinks, turn_of
 
 from ponder.chat.formats import FAMILIES, THINK_TAGS, ThinkingFormat
 from ponder.chat.model import Price
@@ -24,7 +24,7 @@ from ponder.errors import (
 from ponder.protocols import Chunk, SamplingParams
 from ponder.strategies.budget import UNKNOWN_CONTEXT, think_within
 from ponder.strategies.draft import LEAST_ANSWER, Draft, Generate, Plan, Restore, Write, Written, plan
-from ponder.types import AnswerDelta, Budget, ThinkingDelta, ask
+from ponder.types import AnswerDelta, Budget, ThinkingDelta, ToolCalled, ask
 
 PONDER, ELICIT, GPT_OSS = FAMILIES["ponder"], FAMILIES["elicit"], FAMILIES["gpt-oss"]
 CLOSING = len(PONDER.closing)
@@ -379,6 +379,15 @@ def test_a_restored_text_is_told_once() -> None:
     assert draft.sample().text == "A"
 
 
+def test_half_a_character_at_the_end_is_dropped_and_costs() -> None:
+    draft = drafted()
+    draft.next()
+    draft.feed(Chunk(0, (65,), "A"))
+    draft.feed(Chunk(0, (0xE6,), "", pending=True))
+    assert draft.end() == []
+    assert (draft.ids, draft.cost().cancelled, draft.sample().text) == ([65], 1, "A")
+
+
 # ---------------------------------------------------------------- the other bounds
 
 
@@ -639,3 +648,63 @@ def test_the_least_budget_of_all_still_answers() -> None:
     outcome = think(short(engine, THINK_TAGS), 4)
     check(engine, outcome, 4)
     assert outcome.sample.answer == "7"
+
+
+def test_tokens_of_a_sample_that_has_its_share_are_counted_and_not_kept() -> None:
+    class Uneven(Watched):
+        async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
+            if n == 1:
+                async for chunk in super().sample(prefix, n, params):
+                    yield chunk
+                return
+            most = params.max_tokens
+            yield Chunk(0, (65,) * most, "A" * most)
+            yield Chunk(0, (66,) * 5, "B" * 5, lost=2)
+            yield Chunk(1, (67,) * most, "C" * most, finish="length")
+
+    outcome = think(of(Uneven(babbler("x" * 500))), 200, 2)
+    (first, cost), (second, _) = sorted(outcome.finished, key=lambda each: each[0].index)
+    assert (set(first.thinking[:20]), set(second.thinking[:20])) == ({"A"}, {"C"})
+    assert "B" not in first.text
+    assert cost.cancelled == 7
+
+
+def test_a_sample_that_waits_throws_away_what_its_request_still_gives() -> None:
+    """Two samples share a request: the first closes too early, and what it says after that is not wanted."""
+
+    def source(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int]:
+        turn = TOKENIZER.decode(turn_of(prefix))
+        yield from (b"7" if turn.rstrip().endswith(b"</think>") else b"Hm.</think>no, no" if index == 0 else b"x" * 99)
+        yield from [EOS] if b"Wait" in turn or b"</think>" in turn else []
+
+    engine = ScriptedEngine(source)
+    outcome = think(of(engine), Budget(tokens=600, min_thinking=10), 2)
+    check(engine, outcome, 600, 2)
+    first, cost = next(each for each in outcome.finished if each[0].index == 0)
+    assert first.thinking.startswith("Hm.\nWait")
+    assert "no, no" not in first.text.partition("Wait")[0]
+    assert cost.cancelled >= len("</think>no, no")
+
+
+def test_a_failure_right_after_an_unwanted_marker_tells_what_was_said() -> None:
+    draft = Draft(0, (1, 2), PONDER, planned(200, least=20), True, frozenset({EOS}))
+    assert isinstance(draft.next(), Generate)
+    said = "Hm.</think>4"
+    events = [event for byte in said.encode() for event in draft.feed(Chunk(0, (byte,), chr(byte)))]
+    assert draft.deaf
+    assert events == [ThinkingDelta("H"), ThinkingDelta("m"), ThinkingDelta(".")]
+    assert draft.end() == []
+    assert draft.sample().text == "Hm.</think>"
+    assert draft.cost().cancelled == 1
+
+
+def test_a_call_of_a_tool_is_an_answer() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 3}}\n</tool_call>'
+    engine = answering(thinks(PONDER, f"Hm.</think>{call}", ""))
+    question = replace(ask("What is 3 + 4?"), tools=({"name": "add"},))
+    outcome = think(of(engine), 300, question=question)
+    check(engine, outcome, 300)
+    assert outcome.error is None
+    (made,) = [event.call for event in outcome.events if isinstance(event, ToolCalled)]
+    assert (made.name, made.arguments) == ("add", '{"a": 3}')
+    assert (outcome.sample.tool_calls, outcome.sample.answer, outcome.sample.finish) == ((made,), "", "stop")

@@ -420,6 +420,13 @@ def test_a_server_that_hangs_is_given_up_after_the_seconds() -> None:
     assert outcome.total.seconds < 3
 
 
+def test_what_was_held_back_when_the_server_went_away_is_told() -> None:
+    outcome = served(servers.FakeServer(("It is <4, I think",), faults=[faults.cut_after(4)]), 50)
+    assert check(outcome).answer == "It is <4,"
+    outcome = served(servers.FakeServer(("It is < 4",), faults=[faults.cut_after(4)]), 50)
+    assert check(outcome).answer == "It is <"
+
+
 def test_a_server_that_goes_away_leaves_what_it_had_said() -> None:
     outcome = served(servers.FakeServer(("It is 4, I think",), faults=[faults.cut_after(3)]), 50)
     sample = check(outcome)

@@ -104,6 +104,7 @@ class _Child:
     lock: threading.RLock = field(default_factory=threading.RLock)
     ended: bool = False
     stopped: bool = False
+    owner: int = field(default_factory=os.getpid)
 
     def send(self, line: Line) -> None:
         assert self.process.stdin is not None
@@ -116,6 +117,8 @@ class _Child:
             self.ended = True
 
     def stop(self) -> None:
+        if self.owner != os.getpid():  # a forked copy of the process must leave the original's worker alone
+            return
         self.ended = self.stopped = True
         self.process.kill()
         self.bury()
@@ -136,10 +139,6 @@ _children: weakref.WeakSet[LlamaEngine] = weakref.WeakSet()
 def _stop_all() -> None:
     for engine in list(_children):
         engine.kill()
-
-
-# A forked copy of this process has no reading threads, and must not stop the workers of the original.
-os.register_at_fork(after_in_child=_children.clear)
 
 
 class LlamaEngine:
