@@ -158,7 +158,8 @@ def test_show_tells_everything_in_order() -> None:
             "the engine went away",
             "",
             "cost",
-            "33 tokens (30 thinking, 2 answer, 1 written) · prompt 12 computed, 3 cached · 1.2 s · 26 tokens/s · $0.001200",
+            "33 tokens (30 thinking, 2 answer, 1 written) · prompt 12 computed, 3 cached"
+            " · 1.2 s · 26 tokens/s · $0.001200",
             "",
             "events",
             "thinking_delta of sample 0: seven times eight",
