@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-input -c constraints.txt --build-constraint constraints.txt
-QUESTION := Tom has 3 bags with 4 apples in each. He eats 2 apples. How many apples are left?
+QUESTION := A farmer has 4 boxes with 6 eggs in each box. He sells 5 eggs. How many eggs does he have left?
 
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*')
@@ -16,7 +16,7 @@ SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
-	$(BIN)/ponder ask --temperature 0 "$(QUESTION)"
+	$(BIN)/ponder ask "$(QUESTION)"
 
 test: lint
 	$(BIN)/pytest --cov --cov-report=term-missing --cov-fail-under=90

@@ -194,3 +194,37 @@ class Watched:
                 yield self.then(chunk)
         finally:
             await stream.aclose()
+
+
+class Wasteful(Watched):
+    """An engine that has generated `waste` tokens more by the time it hears that a stream was closed early."""
+
+    def __init__(self, engine: Any, waste: int) -> None:
+        super().__init__(engine)
+        self.waste = waste
+        self.wasted = 0
+
+    def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
+        return _WastefulStream(self, super().sample(prefix, n, params))
+
+
+class _WastefulStream:
+    def __init__(self, engine: Wasteful, stream: Any) -> None:
+        self.engine, self.stream = engine, stream
+        self.undelivered = 0
+        self.begun = self.ended = False
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        self.begun = True
+        chunk: Chunk = await anext(self.stream)
+        self.ended = chunk.finish is not None
+        return chunk
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+        if self.begun and not self.ended:
+            self.undelivered = self.engine.waste
+            self.engine.wasted += self.engine.waste

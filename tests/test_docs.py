@@ -19,6 +19,7 @@ from typer.main import get_command
 
 import ponder
 from ponder import errors
+from ponder.chat.model import USUAL_TEMPERATURE
 from ponder.cli import app
 from ponder.commands import asking, chat
 from ponder.engine import catalogue
@@ -32,7 +33,7 @@ from ponder.engine.scripted import ScriptedEngine, says
 from ponder.errors import PonderError
 from ponder.protocols import Capabilities
 from ponder.strategies import budget as driving
-from ponder.strategies import draft
+from ponder.strategies import draft, message_budget
 from ponder.types import Budget
 
 ROOT = Path(__file__).parents[1]
@@ -313,7 +314,14 @@ def test_the_budget_is_told_as_the_code_has_it() -> None:
     assert "twice at most" in text
     assert Budget(tokens=100_000).reserve == 64
     assert Budget(tokens=100).reserve == 25
+    assert f"a reply gets {message_budget.UNBOUNDED:,}" in text
     assert f"{asking.DEFAULT_BUDGET:,} tokens" in read("docs/ask.md")
+
+
+def test_the_temperatures_are_told() -> None:
+    told = f"{catalogue.INTERIM_ADAPTER.temperature:g} for the default model"
+    assert told in read("docs/ask.md")
+    assert f"{USUAL_TEMPERATURE} for models that recommend none" in read("docs/ask.md")
 
 
 def test_the_known_models_and_chat_commands_are_told() -> None:

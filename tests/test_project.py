@@ -204,7 +204,9 @@ def test_the_checks_of_a_change_are_the_test_command() -> None:
 
 
 def test_make_runs_every_check() -> None:
-    done = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     steps = ["ruff check", "ruff format --check", "mypy", "lint-imports", "cli_docs.py --check", "include_examples.py"]
     places = [done.stdout.index(step) for step in [*steps, "pytest"]]
     assert places == sorted(places), "pytest comes last, so that its summary does"

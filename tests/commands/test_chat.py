@@ -95,7 +95,7 @@ def test_thinking_is_switched(model):
     for way in ("off", "prompt", "on"):
         assert f"thinking {way}" in said
     on, prompt, off = traces()
-    assert (off.cost.thinking, off.provenance.strategy) == (0, "direct")
+    assert (off.cost.thinking, off.provenance.strategy) == (0, "direct()")
     assert prompt.thinking == "Step one."
     assert on.thinking == "I wonder and wonder and wonder."
 

@@ -354,7 +354,8 @@ def run_without_pip(tmp_path: Path, mode: str) -> subprocess.CompletedProcess[st
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if not entry.name.startswith("pip"):
             (site / entry.name).symlink_to(entry)
-    paths = [str(site), str(Path(ponder.__file__).parents[1])]
+    # Where ponder is installed as a whole it is among the links; its own folder would bring pip along.
+    paths = [str(site)] if (site / "ponder").exists() else [str(site), str(Path(ponder.__file__).parents[1])]
     return subprocess.run(
         # -S leaves out the real site-packages.
         [sys.executable, "-S", "-c", WITHOUT_PIP, "tinyweights==1.0", HASH, mode],

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,12 @@ def test_ties_at_the_border_of_top_k_leave_exactly_k() -> None:
     random = how.random(0)
     drawn = {pick(array([1.0, 1.0, 1.0, 1.0]), how, random)[0] for _ in range(200)}
     assert len(drawn) == 2
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-53])
+def test_the_very_ends_of_the_random_numbers_hit_nothing_impossible(drawn: float) -> None:
+    at_the_end = SimpleNamespace(random=lambda: drawn)
+    assert pick(array([-math.inf, 1.0, -math.inf]), PLAIN, at_the_end)[0] == 1
 
 
 def test_the_same_seed_and_index_draw_the_same_and_any_other_draws_otherwise() -> None:

@@ -57,14 +57,14 @@ def merge(base: Path, adapter: Path, target: Path, progress: Progress = silent) 
     for done, tensor in enumerate(source.tensors):
         progress("merging", done, len(source.tensors))
         a, b = (factors.pop(f"{tensor.name}.{side}", None) for side in ("lora_a", "lora_b"))
-        if a is None or b is None:
-            if tensor.tensor_type != slow:
-                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-                continue
-            update: Any = 0.0
-        else:
-            update = (alpha / a.shape[0]) * (b @ a)
-        weights = dequantize(tensor.data, tensor.tensor_type) + update
+        if a is None and tensor.tensor_type != slow:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            continue
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        if a is not None and b is not None:
+            if weights.shape != (b.shape[0], a.shape[1]):
+                raise WeightsError(f"{adapter} does not fit {tensor.name} of {base}", "take the base it was trained on")
+            weights = weights + (alpha / a.shape[0]) * (b @ a)
         chosen = kind if tensor.tensor_type == slow else tensor.tensor_type
         writer.add_tensor(tensor.name, quantize(weights.astype(np.float32), chosen), raw_dtype=chosen)
     if factors:

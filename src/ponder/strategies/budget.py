@@ -48,9 +48,10 @@ class Limits:
         share = THINKING_SHARE if thinking else 1.0
         return self.started + share * self.seconds - time.monotonic()
 
-    def late(self, thinking: bool = False) -> bool:
-        """The time is over, or the part of it that thinking may take."""
-        wait = self.wait(thinking)
+    @property
+    def late(self) -> bool:
+        """The time is over."""
+        wait = self.wait(thinking=False)
         return wait is not None and wait <= 0
 
     @property
@@ -263,8 +264,8 @@ class _Driver:
             spare = left - (len(self._untold) - 1)  # every other sample keeps a call for its answer
             draft.terse, draft.final = spare <= 3, spare <= 1
             draft.halted = draft.halted or left <= 0
-        draft.hurry = draft.hurry or draft.final or limits.late(thinking=True)
-        draft.halted = draft.halted or limits.stopped or limits.late()
+        draft.hurry = draft.hurry or draft.final
+        draft.halted = draft.halted or limits.stopped
         return draft.next()
 
     def _cost(self, draft: Draft) -> Cost:
@@ -328,7 +329,7 @@ class _Driver:
         if chunk is None:
             for draft in waiting:
                 draft.hurry = True
-                draft.halted = draft.halted or self._limits.stopped or self._limits.late()
+                draft.halted = draft.halted or self._limits.stopped or self._limits.late
         return chunk
 
     async def _within(self, chunk: Chunk, room: int) -> Chunk:

@@ -339,7 +339,7 @@ class Draft:
         return self._close(left)
 
     def _close(self, left: int) -> Action:
-        if left >= len(self.plan.closing.ids) + (self.plan.last if self.empty else 0):
+        if left >= len(self.plan.closing.ids) + (LEAST_ANSWER if self.empty else 0):
             return Write(self.plan.closing)
         # A second think block took what was left for its marker.
         if not self.empty:

@@ -162,7 +162,7 @@ async def reply_within(
             async with aclosing(_ask(model, asked, most, think, reply, limits)) as events:
                 async for event in events:
                     yield event
-            if not reply.empty or limits.stopped or limits.late() or limits.made in (2, budget.calls):
+            if not reply.empty or limits.stopped or limits.late or limits.made in (2, budget.calls):
                 break
             asked, think = [*messages, *_hurried(reply)], False
             most = _tokens_left(model, asked, budget, reply)
@@ -174,7 +174,7 @@ async def reply_within(
     if failure is not None:
         raise failure
     if reply.empty and not limits.stopped:
-        if limits.late():
+        if limits.late:
             raise EngineTimeout(f"the server gave no answer within {limits.described}", "allow more")
         raise NoAnswer("the model ended without an answer", "raise the budget, or ask with --no-think")
 
