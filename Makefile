@@ -35,10 +35,11 @@ docs: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/budget.py
 
 clean:
 	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find src tests tools examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+	find src tests tools examples benchmarks recipes -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the environment
 

@@ -219,7 +219,11 @@ class _WastefulStream:
 
     async def __anext__(self) -> Chunk:
         self.begun = True
-        chunk: Chunk = await anext(self.stream)
+        try:
+            chunk: Chunk = await anext(self.stream)
+        except Exception:
+            self.ended = True
+            raise
         self.ended = chunk.finish is not None
         return chunk
 

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from drive import Outcome, Watched, answering, babbler, check, check_told, of, outcome_of, short, think, thinks, turn_of
+from drive import (
+    SEVEN,
+    Outcome,
+    Wasteful,
+    Watched,
+    answering,
+    babbler,
+    check,
+    of,
+    think,
+    thinks,
+    turn_of,
+)
 
-from ponder.chat.formats import FAMILIES, THINK_TAGS, ThinkingFormat
-from ponder.chat.model import Price
-from ponder.engine.scripted import EOS, TOKENIZER, Fault, ScriptedEngine
+from ponder.chat.formats import FAMILIES, THINK_TAGS
+from ponder.engine.scripted import EOS, TOKENIZER, ScriptedEngine
 from ponder.errors import (
     BudgetTooSmall,
-    ContextOverflow,
-    EngineDisconnected,
-    EngineTimeout,
-    InputError,
     NoAnswer,
 )
 from ponder.protocols import Chunk, SamplingParams
-from ponder.strategies.budget import UNKNOWN_CONTEXT, think_within
 from ponder.strategies.draft import LEAST_ANSWER, Draft, Generate, Plan, Restore, Write, Written, plan
-from ponder.types import AnswerDelta, Budget, ThinkingDelta, ToolCalled, ask
+from ponder.types import Budget, ThinkingDelta, ToolCalled, ask
 
 PONDER, ELICIT, GPT_OSS = FAMILIES["ponder"], FAMILIES["elicit"], FAMILIES["gpt-oss"]
 CLOSING = len(PONDER.closing)
 OPENER = len(PONDER.answer_opener)
 LAST = OPENER + LEAST_ANSWER
 RAMBLE = "thinking and " * 100
+
+
+def drafted(tokens: int = 100, **how: Any) -> Draft:
+    """A draft of `tokens` tokens that begins inside thinking."""
+    return Draft(0, (1, 2), PONDER, planned(tokens, **how), how.get("think", True), frozenset({EOS}))
 
 
 def written(text: str) -> Written:
@@ -190,33 +200,38 @@ def test_waiting_takes_nothing_from_the_answer() -> None:
 
 def test_tokens_that_nobody_read_leave_no_room_for_waiting() -> None:
     """A server goes on for a while after it was told to stop; what it wastes is not there any more."""
-
-    class Stream:
-        def __init__(self, stream: Any, waste: int) -> None:
-            self.stream, self.waste, self.undelivered = stream, waste, 0
-
-        def __aiter__(self) -> Stream:
-            return self
-
-        async def __anext__(self) -> Chunk:
-            return await anext(self.stream)  # type: ignore[no-any-return]
-
-        async def aclose(self) -> None:
-            await self.stream.aclose()
-            self.undelivered, self.waste = self.waste, 0
-
-    class Wasteful(Watched):
-        def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
-            stream = Stream(super().sample(prefix, n, params), 60 if len(self.asked) == 0 else 0)
-            self.asked.append((tuple(prefix), n, params))
-            return stream
-
-    engine = answering(waits)
-    outcome = think(of(Wasteful(engine)), Budget(tokens=100, min_thinking=30, answer=25))
+    engine = Wasteful(answering(waits), 60)
+    outcome = think(of(engine), Budget(tokens=100, min_thinking=30, answer=25))
     assert outcome.total.tokens <= 100
-    assert outcome.total.generated == engine.generated + 60
+    assert outcome.total.generated == engine.generated + engine.wasted
+    assert engine.wasted == 60
     assert "Wait" not in outcome.sample.thinking
     assert outcome.sample.answer == "4"
+
+
+@pytest.mark.parametrize("said", ["Hm.</think>", "Hm."])
+def test_in_a_hurry_nothing_waits(said: str) -> None:
+    draft = drafted(least=30)
+    draft.next()
+    draft.hurry = True
+    draft.feed(Chunk(0, tuple(said.encode()), said))
+    assert not draft.deaf
+    draft.feed(Chunk(0, (EOS,), "", finish="stop"))
+    action = draft.next()
+    assert isinstance(action, Write)
+    assert action.written in (draft.plan.closing, draft.plan.opener)
+
+
+def test_a_turn_that_ended_waits_only_where_the_answer_keeps_its_share() -> None:
+    for spare, waits_ in ((len(PONDER.wait), False), (len(PONDER.wait) + 1, True)):
+        draft = drafted(least=30)
+        draft.next()
+        draft.feed(Chunk(0, (*b"Hm.", EOS), "Hm.", finish="stop"))
+        kept = draft.plan.reserve + CLOSING
+        draft.wasted(draft.plan.tokens - draft.used - kept - spare)
+        action = draft.next()
+        assert isinstance(action, Write)
+        assert (action.written is draft.plan.wait) == waits_
 
 
 # ---------------------------------------------------------------- closing and answering
@@ -305,6 +320,34 @@ def test_without_room_for_the_closing_marker_the_answer_still_comes() -> None:
         assert outcome.sample.answer, tokens
 
 
+def test_closing_leaves_room_for_the_least_answer_or_is_left_out() -> None:
+    for room, closes in ((LEAST_ANSWER, True), (LEAST_ANSWER - 1, False)):
+        draft = drafted()
+        draft.next()
+        draft.feed(Chunk(0, (120,), "x"))
+        draft.wasted(draft.plan.tokens - draft.used - CLOSING - room)
+        action = draft.next()
+        assert (isinstance(action, Write) and action.written is draft.plan.closing) == closes
+        assert closes or action == Generate(1, ignore_eos=True)
+
+
+def test_what_is_forced_is_not_asked_for_politely_in_between() -> None:
+    """Forced to go on the model gives a line break first; asked politely it would only end its turn again."""
+
+    def source(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int]:
+        blank = len(turn_of(prefix)) - len(bytes(b for b in turn_of(prefix) if b < 256).rstrip(b"\n"))
+        yield from ([10] if blank < 3 else [SEVEN]) * 9 if params.ignore_eos else [EOS]
+
+    engine = ScriptedEngine(source)
+    watched = Watched(engine)
+    outcome = think(of(watched), 200)
+    check(engine, outcome, 200)
+    assert outcome.sample.answer.endswith("7")
+    forced = [params.ignore_eos for _, _, params in watched.asked]
+    assert (forced[:-1], forced[-1]) == (sorted(forced[:-1]), False), "the last is the rest of the answer"
+    assert len(forced) < 8
+
+
 def test_where_thinking_is_asked_for_in_words_the_closing_begins_the_answer() -> None:
     engine = answering(lambda turn: " 7." if turn.endswith("The answer is") else RAMBLE)
     watched = Watched(engine)
@@ -355,6 +398,22 @@ def test_no_request_continues_inside_a_character() -> None:
             engine.tokenizer.decode(prefix).decode()  # raises within a character
 
 
+def test_a_dropped_character_is_asked_for_as_a_whole() -> None:
+    """K = 64, and the grace begins at 48: three more characters at 4 tokens, and one for each first byte."""
+    engine = babbler("🤔" * 100)
+    outcome = think(of(engine), Budget(tokens=100, answer=26))
+    check(engine, outcome, 100)
+    assert outcome.sample.thinking == "🤔" * 15
+
+
+def test_an_answer_that_ends_in_half_a_character_without_room_to_write_it_again_is_over() -> None:
+    draft = drafted(40, think=False)
+    assert draft.next() == Generate(40 - LAST)
+    draft.feed(Chunk(0, (120,) * 38, "x" * 38, pending=True))
+    assert draft.next() is None
+    assert draft.sample().finish == "length"
+
+
 @pytest.mark.parametrize("burst", [2, 3, 5])
 def test_text_that_came_with_half_a_character_is_written_again(burst: int) -> None:
     """K = 64: after 48 tokens a chunk holds letters and the first bytes of a character."""
@@ -388,11 +447,17 @@ def test_half_a_character_at_the_end_is_dropped_and_costs() -> None:
     assert (draft.ids, draft.cost().cancelled, draft.sample().text) == ([65], 1, "A")
 
 
-# ---------------------------------------------------------------- the other bounds
+# ---------------------------------------------------------------- in a hurry, at the end
 
 
-def drafted(**how: Any) -> Draft:
-    return Draft(0, (1, 2), PONDER, planned(100), True, frozenset({EOS}), **how)
+def test_a_terse_draft_looks_for_no_end_of_a_sentence() -> None:
+    for terse in (False, True):
+        draft = drafted()
+        draft.terse = terse
+        action = draft.next()
+        assert isinstance(action, Generate)
+        draft.feed(Chunk(0, (120,) * action.tokens, "x" * action.tokens, finish="length"))
+        assert draft.next() == (Write(draft.plan.closing) if terse else Generate(1))
 
 
 def test_a_halted_draft_asks_for_nothing() -> None:
@@ -414,280 +479,8 @@ def test_a_draft_in_a_hurry_closes_at_once() -> None:
     assert draft.next() == Generate(100 - CLOSING), "the last request keeps nothing back"
 
 
-def test_an_answer_that_ended_is_finished_even_without_further_calls() -> None:
-    engine = answering(lambda turn: "4" if "</think>" in turn else RAMBLE)
-    outcome = think(of(engine), Budget(tokens=200, calls=2))
-    assert (outcome.sample.finish, outcome.sample.answer, outcome.total.calls) == ("stop", "4", 2)
-
-
-@pytest.mark.parametrize("form", [PONDER, THINK_TAGS, ELICIT], ids=lambda form: form.name)
-@pytest.mark.parametrize("calls", [1, 2, 3, 4])
-def test_calls_are_bounded_and_the_last_is_kept_for_the_answer(calls: int, form: ThinkingFormat) -> None:
-    def reply(turn: str) -> str:
-        done = "</think>" in turn or turn.endswith("The answer is")
-        return " 1,234 of them." if done else form.open.removeprefix("<think>" * (form is PONDER)) + RAMBLE
-
-    engine = answering(reply)
-    outcome = think(of(engine, form), Budget(tokens=200, calls=calls))
-    check(engine, outcome, 200)
-    assert outcome.total.calls <= calls
-    assert outcome.sample.answer.endswith("1,234 of them.")
-    assert outcome.sample.finish == "stop"
-    assert bool(outcome.sample.thinking) == (calls > 1)
-
-
-@pytest.mark.parametrize(("calls", "n"), [(1, 3), (3, 3), (4, 3), (5, 3), (6, 3)])
-def test_samples_share_their_calls(calls: int, n: int) -> None:
-    engine = answering(lambda turn: "7" if "</think>" in turn else RAMBLE)
-    outcome = think(of(engine), Budget(tokens=600, calls=calls), n)
-    check(engine, outcome, 600, n)
-    assert outcome.error is None
-    assert outcome.total.calls <= calls
-    assert all(sample.answer == "7" for sample, _ in outcome.finished)
-    assert all(bool(sample.thinking) == (calls > n) for sample, _ in outcome.finished)
-
-
-def test_calls_that_run_out_before_an_answer_are_named() -> None:
-    engine = answering(lambda turn: "")
-    outcome = think(of(engine), Budget(tokens=200, calls=1))
-    assert isinstance(outcome.error, EngineTimeout)
-    assert str(outcome.error) == "no answer came within 1 calls. allow more."
-
-
-def test_time_closes_the_thinking_and_leaves_some_for_the_answer() -> None:
-    seconds = 0.5
-    engine = answering(
-        lambda turn: "Seven it is." if "</think>" in turn else RAMBLE,
-        faults=[Fault("delay", seconds=0.01, every=True, times=None)],
-    )
-    times: dict[type, float] = {}
-    started = time.monotonic()
-
-    async def timed() -> Any:
-        async for event in think_within(of(engine), ask("?"), Budget(tokens=2000, seconds=seconds)):
-            times.setdefault(type(event), time.monotonic() - started)
-            yield event
-
-    outcome = outcome_of(timed())
-    assert outcome.error is None
-    assert "Seven it is.".startswith(outcome.sample.answer)
-    assert outcome.sample.thinking
-    assert times[ThinkingDelta] < 0.7 * seconds < times[AnswerDelta] + 0.01
-    assert outcome.total.seconds < 2 * seconds
-    check(engine, outcome, 2000)
-
-
-def test_time_that_is_up_for_thinking_is_not_up_for_samples_that_answer() -> None:
-    """Sample 0 thinks on, sample 1 answers slowly: at 70 % of the time only the first is hurried."""
-
-    def source(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int | Fault]:
-        said = (
-            RAMBLE if index == 0 and b"</think>" not in bytes(b for b in turn_of(prefix) if b < 256) else "x</think>7"
-        )
-        if b"</think>" in bytes(b for b in turn_of(prefix) if b < 256):
-            said = "7 and that is the end"
-        for token in TOKENIZER.encode(said):
-            yield Fault("delay", seconds=0.02)
-            yield token
-        yield from [ord("7")] * 1000
-
-    engine = ScriptedEngine(source)
-    outcome = think(of(engine), Budget(tokens=4000, seconds=1.0), 2)
-    check(engine, outcome, 4000, 2)
-    assert outcome.error is None
-    assert all(sample.answer for sample, _ in outcome.finished)
-    late = next(cost for sample, cost in outcome.finished if sample.index == 1)
-    assert late.seconds > 0.8, "it was cut short"
-
-
-def test_silence_without_end_is_named_with_the_seconds() -> None:
-    engine = babbler(RAMBLE, faults=[Fault("hang", times=None)])
-    outcome = think(of(engine), Budget(tokens=100, seconds=0.2))
-    assert isinstance(outcome.error, EngineTimeout)
-    assert str(outcome.error) == "no answer came within 0.2 seconds. allow more."
-    assert engine.open_streams == 0
-    assert outcome.total.seconds < 2
-
-
-def test_silence_in_the_answer_leaves_what_there_is() -> None:
-    engine = answering(lambda turn: "Seven it is" if "</think>" in turn else "Hm.</think>Seven it is")
-    engine.faults = (Fault("hang", at=17),)
-    engine._affected = [set()]
-    outcome = think(of(engine), Budget(tokens=200, seconds=0.2))
-    check(engine, outcome, 200)
-    assert outcome.error is None
-    assert (outcome.sample.answer, outcome.sample.finish) == ("Seven", "cancelled")
-
-
-def test_a_tokenizer_that_hangs_is_bounded_too() -> None:
-    class Silent(Watched):
-        async def tokenize(self, text: str) -> list[int]:
-            import asyncio
-
-            await asyncio.sleep(60)
-            return []
-
-    outcome = think(of(Silent(babbler("x"))), Budget(tokens=100, seconds=0.05))
-    assert isinstance(outcome.error, EngineTimeout)
-    assert "0.05 seconds" in str(outcome.error)
-
-
-def test_dollars_buy_tokens_after_the_prompt() -> None:
-    engine = babbler(RAMBLE)
-    model = replace(of(engine), price=Price(prompt=1.0, cached=0.1, output=4.0))
-    prompt = len(engine.tokenizer.encode(model.template.render(ask("What is 3 + 4?").messages))) + len("<think>\n") - 0
-    outcome = think(model, Budget(dollars=(prompt + 4 * 80) / 1e6))
-    check(engine, outcome, 80)
-    assert outcome.total.tokens > 70
-    assert outcome.total.dollars is not None
-    assert outcome.total.dollars <= (prompt + 4 * 80) / 1e6 + 1e-12
-
-
-def test_dollars_and_tokens_bound_together() -> None:
-    model = replace(of(engine := babbler(RAMBLE)), price=Price(1.0, 0.1, 4.0))
-    check(engine, think(model, Budget(dollars=1.0, tokens=60)), 60)
-    check(
-        engine := babbler(RAMBLE), think(replace(of(engine), price=Price(0, 0, 0)), Budget(dollars=1.0, tokens=60)), 60
-    )
-
-
-def test_too_few_dollars_are_too_small_a_budget() -> None:
-    model = replace(of(babbler(RAMBLE)), price=Price(1.0, 0.1, 4.0))
-    outcome = think(model, Budget(dollars=1e-6))
-    assert isinstance(outcome.error, BudgetTooSmall)
-
-
-def test_dollars_without_a_price_are_refused() -> None:
-    outcome = think(of(babbler(RAMBLE)), Budget(tokens=100, dollars=0.01))
-    assert isinstance(outcome.error, InputError)
-    assert "0.01 dollars needs the model's price" in str(outcome.error)
-
-
-def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    engine = babbler(RAMBLE, context=40)
-    outcome = think(of(engine), 100)
-    assert isinstance(outcome.error, ContextOverflow)
-    assert "the model's context 40" in str(outcome.error)
-    assert engine.calls == 0
-
-
-def test_the_context_bounds_what_the_budget_allows() -> None:
-    engine = babbler(RAMBLE, context=200)
-    outcome = think(of(engine), 1000)
-    check(engine, outcome, 1000)
-    assert len(outcome.sample.prompt_ids) + len(outcome.sample.ids) <= 200
-    assert outcome.sample.answer
-
-
-def test_an_unknown_context_bounds_nothing() -> None:
-    engine = Watched(babbler(RAMBLE, context=100_000))
-    engine.info = replace(engine.engine.info, context=0)
-    question = ask("x" * (UNKNOWN_CONTEXT + 1000))
-    outcome = think(of(engine), 100, question=question)
-    assert outcome.error is None
-    assert outcome.total.tokens <= 100
-
-
-# ---------------------------------------------------------------- engines that misbehave
-
-
-class Oversending(Watched):
-    """Gives a chunk of many tokens, whatever the cap is."""
-
-    async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
-        self.asked.append((tuple(prefix), n, params))
-        stream = self.engine.sample(prefix, n, replace(params, max_tokens=params.max_tokens + 7))
-        try:
-            async for chunk in stream:
-                yield chunk
-        finally:
-            await stream.aclose()
-
-
-@pytest.mark.parametrize("text", ["ab cd ef gh " * 30, "漢字" * 100, "aé漢🤔" * 60])
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize("burst", [1, 4, 64])
-def test_tokens_beyond_the_cap_are_left_out_and_counted(text: str, n: int, burst: int) -> None:
-    engine = babbler(text, burst=burst)
-    outcome = think(of(Oversending(engine)), 200 * n, n)
-    assert outcome.error is None
-    assert outcome.total.generated == engine.generated
-    assert all(len(sample.ids) <= 200 for sample, _ in outcome.finished)
-    check_told(engine, outcome, n)
-
-
-@pytest.mark.parametrize("finish", ["length", "error", "cancelled"])
-def test_an_engine_that_gives_nothing_is_not_asked_for_ever(finish: Any) -> None:
-    class Empty(Watched):
-        async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
-            self.asked.append((tuple(prefix), n, params))
-            yield Chunk(0, finish=finish)
-
-    engine = Empty(babbler("x"))
-    outcome = think(of(engine), 100)
-    assert isinstance(outcome.error, EngineDisconnected)
-    assert "without a single token" in str(outcome.error)
-    assert len(engine.asked) == 3
-    assert outcome.sample.finish == "error"
-
-
-def test_an_engine_that_ends_every_turn_at_once_is_not_asked_for_ever() -> None:
-    class Mute(Watched):
-        async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
-            self.asked.append((tuple(prefix), n, params))
-            yield Chunk(0, finish="stop")
-
-    engine = Mute(babbler("x"))
-    outcome = think(of(engine), 100)
-    assert isinstance(outcome.error, EngineDisconnected)
-    assert len(engine.asked) < 10
-
-
-def test_the_least_budget_of_all_still_answers() -> None:
-    engine = babbler("7")
-    outcome = think(short(engine, THINK_TAGS), 4)
-    check(engine, outcome, 4)
-    assert outcome.sample.answer == "7"
-
-
-def test_tokens_of_a_sample_that_has_its_share_are_counted_and_not_kept() -> None:
-    class Uneven(Watched):
-        async def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> Any:
-            if n == 1:
-                async for chunk in super().sample(prefix, n, params):
-                    yield chunk
-                return
-            most = params.max_tokens
-            yield Chunk(0, (65,) * most, "A" * most)
-            yield Chunk(0, (66,) * 5, "B" * 5, lost=2)
-            yield Chunk(1, (67,) * most, "C" * most, finish="length")
-
-    outcome = think(of(Uneven(babbler("x" * 500))), 200, 2)
-    (first, cost), (second, _) = sorted(outcome.finished, key=lambda each: each[0].index)
-    assert (set(first.thinking[:20]), set(second.thinking[:20])) == ({"A"}, {"C"})
-    assert "B" not in first.text
-    assert cost.cancelled == 7
-
-
-def test_a_sample_that_waits_throws_away_what_its_request_still_gives() -> None:
-    """Two samples share a request: the first closes too early, and what it says after that is not wanted."""
-
-    def source(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int]:
-        turn = TOKENIZER.decode(turn_of(prefix))
-        yield from (b"7" if turn.rstrip().endswith(b"</think>") else b"Hm.</think>no, no" if index == 0 else b"x" * 99)
-        yield from [EOS] if b"Wait" in turn or b"</think>" in turn else []
-
-    engine = ScriptedEngine(source)
-    outcome = think(of(engine), Budget(tokens=600, min_thinking=10), 2)
-    check(engine, outcome, 600, 2)
-    first, cost = next(each for each in outcome.finished if each[0].index == 0)
-    assert first.thinking.startswith("Hm.\nWait")
-    assert "no, no" not in first.text.partition("Wait")[0]
-    assert cost.cancelled >= len("</think>no, no")
-
-
 def test_a_failure_right_after_an_unwanted_marker_tells_what_was_said() -> None:
-    draft = Draft(0, (1, 2), PONDER, planned(200, least=20), True, frozenset({EOS}))
+    draft = drafted(200, least=20)
     assert isinstance(draft.next(), Generate)
     said = "Hm.</think>4"
     events = [event for byte in said.encode() for event in draft.feed(Chunk(0, (byte,), chr(byte)))]

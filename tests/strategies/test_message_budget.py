@@ -279,30 +279,39 @@ def test_dollars_bound_the_reply() -> None:
     assert isinstance(outcome.error, InputError)
 
 
+class Told:
+    """An engine that gives these chunks; `waste` more were on their way when it was closed."""
+
+    capabilities = Capabilities(tokens=False, chat=True)
+    info = talker("").info
+
+    def __init__(self, chunks: Sequence[ChatChunk], waste: int = 0) -> None:
+        self.chunks, self.waste, self.undelivered = list(chunks), waste, 0
+
+    def chat(self, *asked: Any) -> Told:
+        return self
+
+    def __aiter__(self) -> Told:
+        return self
+
+    async def __anext__(self) -> ChatChunk:
+        return self.chunks.pop(0)
+
+    async def aclose(self) -> None:
+        self.undelivered = self.waste
+
+
 def test_an_engine_that_keeps_what_was_not_read_is_paid_for_it() -> None:
-    class Stream:
-        undelivered = 0
-
-        def __aiter__(self) -> Stream:
-            return self
-
-        async def __anext__(self) -> ChatChunk:
-            return ChatChunk(0, answer="4", finish="stop")
-
-        async def aclose(self) -> None:
-            self.undelivered = 3
-
-    class Eager:
-        capabilities = Capabilities(tokens=False, chat=True)
-
-        def __init__(self) -> None:
-            self.info = talker("").info
-
-        def chat(self, *asked: Any) -> Stream:
-            return Stream()
-
-    outcome = talk(model_of(Eager()), 100)  # type: ignore[arg-type]
+    outcome = talk(model_of(Told([ChatChunk(0, answer="4", finish="stop")], waste=3)), 100)  # type: ignore[arg-type]
     assert (outcome.total.answer, outcome.total.cancelled) == (1, 3)
+
+
+def test_an_engine_that_counts_less_than_it_showed_is_not_believed() -> None:
+    shown = [ChatChunk(0, thinking="a"), ChatChunk(0, thinking="b"), ChatChunk(0, answer="c"), ChatChunk(0, answer="d")]
+    for stated, thinking, believed in ((1, 9, (2, 2)), (10, 3, (3, 7)), (10, 99, (8, 2)), (10, None, (2, 8))):
+        end = ChatChunk(0, finish="stop", completion_tokens=stated, thinking_tokens=thinking)
+        cost = talk(model_of(Told([*shown, end])), 100).total  # type: ignore[arg-type]
+        assert (cost.thinking, cost.answer) == believed
 
 
 def test_the_strategy_takes_this_way_where_there_are_no_tokens() -> None:

@@ -329,9 +329,8 @@ class Draft:
             self._drop_end()
             more = self.thought < self.plan.min_thinking and left > self._keep() + len(self.plan.wait.ids)
             return Write(self.plan.wait) if more and not self.hurry else self._close(left)
-        room = (
-            0 if self.hurry or self._half() is not None else min(self.plan.thinking - self.thought, left - self._keep())
-        )
+        over = self.hurry or self._half() is not None
+        room = 0 if over else min(self.plan.thinking - self.thought, left - self._keep())
         if room > self.plan.grace:
             return Generate(room - self.plan.grace)
         if room > 0 and not self.terse and not _SENTENCE_END.search(self._text[-80:]):
