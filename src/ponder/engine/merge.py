@@ -31,7 +31,7 @@ def merged(base: Path, base_sha256: str, adapter: Path, adapter_sha256: str, pro
     target = base.parent / name
     if target.exists():
         return target
-    with storing(target), FileLock(target.with_suffix(".lock")):
+    with storing(target), FileLock(base.parent.with_name(f"{target.name}.lock")):
         if not target.exists():
             part = target.with_suffix(".part")
             try:
