@@ -66,12 +66,11 @@ def test_the_update_is_alpha_over_r_times_b_a_in_the_faster_form(base: Path, ada
         for column in range(32):
             update = sum(factors["up.weight.lora_b"][row, k] * factors["up.weight.lora_a"][k, column] for k in range(4))
             wanted[row, column] += 8.0 / 4 * update
-    # A block of Q4_0 is 32 numbers in steps of its largest over 8.
-    step = np.abs(wanted).max(axis=1, keepdims=True) / 8
-    assert (np.abs(after["up.weight"] - wanted) <= 1.01 * step).all()
-    assert np.corrcoef(after["up.weight"].ravel(), wanted.ravel())[0, 1] > 0.99
+    # A block of Q8_0 is 32 numbers in steps of its largest over 127.
+    step = np.abs(wanted).max(axis=1, keepdims=True) / 127
+    assert (np.abs(after["up.weight"] - wanted) <= 0.6 * step).all()
     kinds = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "merged.gguf").tensors}
-    assert kinds == {"up.weight": "Q4_0", "down.weight": "Q4_0", "norm.weight": "F32"}
+    assert kinds == {"up.weight": "Q8_0", "down.weight": "Q8_0", "norm.weight": "F32"}
 
 
 def test_what_is_not_adapted_and_the_keys_stay(base: Path, adapter: Path, tmp_path: Path) -> None:

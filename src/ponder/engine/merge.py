@@ -3,9 +3,9 @@
     W' = W + s (alpha / r) B A        Hu et al., LoRA (2021), section 4.1, "No Additional Inference Latency"
 
 A: (r, in), B: (out, r), W: (out, in). Beside the base, an adapter costs two more products at each of
-its seven places in each layer, and llama.cpp computes the blocks of Q4_0 in rows of eight at once,
-which it cannot do with the Q4_1 of the default base. docs/engines.md has what each gave. Everything
-that is not adapted, or not Q4_1, stays as it is, byte for byte.
+its seven places in each layer. Merged weights are kept in Q8_0, which holds the sum; the coarser Q4_0
+computes faster still, but cost most of what the adapter had taught (docs/engines.md). Everything that is
+not adapted, or not Q4_1, stays as it is, byte for byte.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from ponder.engine.download import Progress, silent, storing
 from ponder.errors import WeightsError
 
-KIND = "Q4_0"
-REVISION = 1
+KIND = "Q8_0"
+REVISION = 2
 """Raised when the same input gives another output."""
 
 
