@@ -127,8 +127,8 @@ async def measure(model: Model, asked: Sequence[Case], result: Result, show: Any
         result.tokens += cost.tokens
         use += cost.tokens / case.budget
         show(done)
-    result.mean_use = round(use / max(1, len(asked)), 3)
-    result.seconds = round(result.seconds + time.perf_counter() - started, 1)
+    result.mean_use = use / max(1, len(asked))
+    result.seconds += time.perf_counter() - started
     return result
 
 
@@ -181,7 +181,7 @@ async def measure_scripted(asked: Sequence[Case], result: Result, show: Any = la
         await measure(realistic(case), [case], result)
         use += result.mean_use
         show(done)
-    result.mean_use = round(use / max(1, len(asked)), 3)
+    result.mean_use = use / max(1, len(asked))
     return result
 
 
@@ -208,7 +208,8 @@ async def main() -> int:
         finally:
             await engine.close()
     print(file=sys.stderr)
-    print(json.dumps({"benchmark": "budget", **asdict(result)}))
+    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(result).items()}
+    print(json.dumps({"benchmark": "budget", **rounded}))
     return 0 if result.holds else 1
 
 

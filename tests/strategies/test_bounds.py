@@ -42,7 +42,7 @@ from ponder.errors import (
 )
 from ponder.protocols import Chunk, SamplingParams
 from ponder.strategies.budget import UNKNOWN_CONTEXT, think_within
-from ponder.types import AnswerDelta, Budget, Event, ThinkingDelta, ask
+from ponder.types import AnswerDelta, Budget, Event, ThinkingDelta, ToolCalled, ask
 
 PONDER, ELICIT = FAMILIES["ponder"], FAMILIES["elicit"]
 RAMBLE = "thinking and " * 100
@@ -389,6 +389,18 @@ def test_a_sample_that_waits_throws_away_what_its_request_still_gives() -> None:
     assert first.thinking.startswith("Hm.\nWait")
     assert "no, no" not in first.text.partition("Wait")[0]
     assert cost.cancelled >= len("</think>no, no")
+
+
+def test_a_call_of_a_tool_is_an_answer() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 3}}\n</tool_call>'
+    engine = answering(thinks(PONDER, f"Hm.</think>{call}", ""))
+    question = replace(ask("What is 3 + 4?"), tools=({"name": "add"},))
+    outcome = think(of(engine), 300, question=question)
+    check(engine, outcome, 300)
+    assert outcome.error is None
+    (made,) = [event.call for event in outcome.events if isinstance(event, ToolCalled)]
+    assert (made.name, made.arguments) == ("add", '{"a": 3}')
+    assert (outcome.sample.tool_calls, outcome.sample.answer, outcome.sample.finish) == ((made,), "", "stop")
 
 
 # ---------------------------------------------------------------- over real connections

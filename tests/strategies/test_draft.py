@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from drive import (
     check,
     of,
     think,
-    thinks,
     turn_of,
 )
 
@@ -29,7 +27,7 @@ from ponder.errors import (
 )
 from ponder.protocols import Chunk, SamplingParams
 from ponder.strategies.draft import LEAST_ANSWER, Draft, Generate, Plan, Restore, Write, Written, plan
-from ponder.types import Budget, ThinkingDelta, ToolCalled, ask
+from ponder.types import Budget, ThinkingDelta
 
 PONDER, ELICIT, GPT_OSS = FAMILIES["ponder"], FAMILIES["elicit"], FAMILIES["gpt-oss"]
 CLOSING = len(PONDER.closing)
@@ -489,15 +487,3 @@ def test_a_failure_right_after_an_unwanted_marker_tells_what_was_said() -> None:
     assert draft.end() == []
     assert draft.sample().text == "Hm.</think>"
     assert draft.cost().cancelled == 1
-
-
-def test_a_call_of_a_tool_is_an_answer() -> None:
-    call = '<tool_call>\n{"name": "add", "arguments": {"a": 3}}\n</tool_call>'
-    engine = answering(thinks(PONDER, f"Hm.</think>{call}", ""))
-    question = replace(ask("What is 3 + 4?"), tools=({"name": "add"},))
-    outcome = think(of(engine), 300, question=question)
-    check(engine, outcome, 300)
-    assert outcome.error is None
-    (made,) = [event.call for event in outcome.events if isinstance(event, ToolCalled)]
-    assert (made.name, made.arguments) == ("add", '{"a": 3}')
-    assert (outcome.sample.tool_calls, outcome.sample.answer, outcome.sample.finish) == ((made,), "", "stop")

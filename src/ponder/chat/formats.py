@@ -18,6 +18,7 @@ from ponder.protocols import ModelInfo
 from ponder.types import user
 
 ENDS = (
+    "<|im_start|>",  # a model that goes on with another turn
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
