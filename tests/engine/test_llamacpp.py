@@ -91,6 +91,7 @@ def test_an_unfinished_character_is_held_back_until_it_is_whole(llama: LlamaEngi
 
 def test_the_same_seed_gives_the_same_samples(llama: LlamaEngine) -> None:
     async def work(engine: LlamaEngine, prompt: list[int]) -> None:
+        await take(engine, prompt, max_tokens=1)  # from here on the prompt is cached: rounding is the same each time
         one, two, other = [
             await take(engine, prompt, n=3, max_tokens=8, seed=seed, temperature=2.0) for seed in (-7, -7, 8)
         ]
