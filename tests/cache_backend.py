@@ -8,6 +8,7 @@ wrong cell changes what is sampled. Logits are views that go stale with the next
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,16 @@ class CacheBackend:
 
     def truncate(self, sequence: int, length: int) -> None:
         del self.sequences[sequence][length:]
+
+    def save(self, sequence: int) -> bytes:
+        return pickle.dumps(self.sequences[sequence])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        assert not self.sequences[sequence]
+        cells = [Cell(next(self._numbers), cell.token, cell.state) for cell in pickle.loads(state)]
+        fits = len({cell.number for cells in self.sequences for cell in cells}) + len(cells) <= self._cells
+        self.sequences[sequence] = cells if fits else []
+        return fits
 
     def use_adapters(self, scales: Sequence[float]) -> None:
         self._adapters = tuple(scales)

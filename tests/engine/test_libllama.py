@@ -246,3 +246,32 @@ def test_adapters_apply_at_their_scale_and_can_be_switched_off(model: Model) -> 
     assert 0.1 < half < whole
     with pytest.raises(ValueError, match="longer"):
         model.use_adapters([1.0, 1.0])
+
+
+# ---------------------------------------------------------------- sequences put away
+
+
+def test_a_sequence_put_away_goes_on_elsewhere_as_if_it_had_stayed(model: Model) -> None:
+    model.use_adapters([1.0])
+    compute(model, PROMPT[:-1])
+    state = model.save(0)
+    model.copy(0, 1, 5)
+    expected = [compute(model, PROMPT, start=len(PROMPT) - 1), compute(model, PROMPT, 1, start=5)]
+    for sequence in (0, 1):
+        model.truncate(sequence, 0)
+    for length, wanted in zip((len(PROMPT) - 1, 5), expected, strict=True):
+        assert model.restore(2, state)
+        model.truncate(2, length)
+        assert np.allclose(compute(model, PROMPT, 2, start=length), wanted, atol=1e-3)
+        model.truncate(2, 0)
+
+
+def test_what_the_cache_has_no_room_for_is_not_restored_and_leaves_nothing(model: Model) -> None:
+    for at in range(0, 192, 32):
+        assert model.decode([(500 + i, at + i, 0, False) for i in range(32)]) == 0
+    state = model.save(0)
+    assert not model.restore(1, state)  # 192 more than the 256 cells hold
+    compute(model, PROMPT, 1)
+    model.truncate(0, 0)
+    model.truncate(1, 0)
+    assert model.restore(1, state)

@@ -49,9 +49,9 @@ class Asked:
 class Bench:
     """A scheduler, its backend, and everything that was asked of it."""
 
-    def __init__(self, *, cells: int = 4096, sequences: int = 16, **backend: object) -> None:
+    def __init__(self, *, cells: int = 4096, sequences: int = 16, shelf: int = 2**20, **backend: object) -> None:
         self.backend = CacheBackend(cells=cells, sequences=sequences, **backend)
-        self.scheduler = Scheduler(self.backend, cells=cells, sequences=sequences, end_ids=END_IDS)
+        self.scheduler = Scheduler(self.backend, cells=cells, sequences=sequences, end_ids=END_IDS, shelf=shelf)
         self.asked: list[Asked] = []
 
     def ask(
@@ -164,6 +164,7 @@ def do(bench: Bench, deed: tuple) -> None:
     sequences=st.integers(2, 9),
     batch=st.integers(1, 12),
     aborting=st.sampled_from([0.0, 0.0, 0.3]),
+    shelf=st.sampled_from([0, 2000, 2**20]),
 )
 def test_any_workload_samples_what_each_request_would_alone(
     deeds: list[tuple],
@@ -171,9 +172,10 @@ def test_any_workload_samples_what_each_request_would_alone(
     sequences: int,
     batch: int,
     aborting: float,
+    shelf: int,
 ) -> None:
     chance = randomness.Random(cells)
-    bench = Bench(cells=cells, sequences=sequences, batch=batch, aborts=lambda: chance.random() < aborting)
+    bench = Bench(cells=cells, sequences=sequences, batch=batch, shelf=shelf, aborts=lambda: chance.random() < aborting)
     for deed in deeds:
         do(bench, deed)
     bench.finish()
@@ -268,21 +270,52 @@ def test_the_cache_is_not_shared_between_adapters() -> None:
     bench.check_over()
 
 
-def test_the_longest_unused_goes_first_when_room_is_short() -> None:
+def test_what_is_idle_leaves_the_cache_when_other_work_begins_and_comes_back_whole() -> None:
     bench = Bench(cells=40, sequences=6, batch=40)
-    # With their samples 39 cells: three fit just so. The first is used again, and the second is then the oldest.
-    for prefix in (LONG[:12], LONG[20:32], LONG[40:52], LONG[:12]):
+    for prefix in (LONG[:12], LONG[20:32], LONG[40:52], LONG[60:72]):
+        bench.ask(prefix, n=2, max_tokens=3)
+        bench.finish()
+    assert describe(bench.scheduler)["cached"] == 12 + 2 * 14  # the last one's prompt, and its two samples
+    for asked in bench.asked[:4]:
+        for index in (0, 1):
+            continued = bench.ask([*asked.request.prefix, *asked.ids(index)], max_tokens=1)
+            bench.finish()
+            assert continued.prompts == [(1, 14)]
+    bench.check_over()
+
+
+def test_without_a_shelf_what_is_idle_is_computed_again() -> None:
+    bench = Bench(shelf=0)
+    for prefix in (LONG[:12], LONG[20:32], LONG[:12]):
         bench.ask(prefix, max_tokens=2)
         bench.finish()
-    bench.ask(LONG[60:70], max_tokens=2)
+        assert bench.asked[-1].prompts == [(12, 0)]
+    bench.check_over()
+
+
+def test_a_few_idle_cells_beside_many_running_ones_stay_where_they_are() -> None:
+    bench = Bench()
+    bench.ask(LONG[:10], max_tokens=2)
     bench.finish()
-    for prefix in (LONG[40:52], LONG[:12]):
-        bench.ask(prefix, max_tokens=1)
-        bench.finish()
-        assert bench.asked[-1].prompts == [(1, 11)]
-    bench.ask(LONG[20:32], max_tokens=1)
+    bench.ask(LONG[100:300], max_tokens=2)
     bench.finish()
-    assert bench.asked[-1].prompts == [(12, 0)]
+    assert describe(bench.scheduler)["shelved"] == 0
+    bench.ask(LONG[:10], max_tokens=2)
+    bench.finish()
+    assert (bench.asked[-1].prompts, describe(bench.scheduler)["shelved"] > 0) == ([(1, 9)], True)
+    bench.check_over()
+
+
+def test_a_shelved_sequence_that_no_longer_fits_is_computed_again() -> None:
+    bench = Bench(cells=40, sequences=6, batch=40)
+    bench.ask(LONG[:30], max_tokens=4)
+    bench.finish()
+    running = bench.ask(LONG[100:110], max_tokens=20)
+    bench.step()
+    assert describe(bench.scheduler)["shelved"] > 0
+    short = bench.ask(LONG[:6], max_tokens=3)  # 6 + 3 fit beside the promise of 30, the whole of the 33 do not
+    bench.finish()
+    assert (short.prompts, running.finishes) == ([(6, 0)], {0: "length"})
     bench.check_over()
 
 
@@ -467,7 +500,7 @@ def test_a_batch_that_fails_raises_and_dropping_everything_mends_it() -> None:
         bench.step()
     assert describe(bench.scheduler)["cached"] > idle  # only a full cache is a reason to give up what is idle
     assert bench.scheduler.drop_all() == [asked.request for asked in dropped if not asked.request.over]
-    assert describe(bench.scheduler) == {"running": 0, "requests": 0, "cached": 0}
+    assert describe(bench.scheduler) == {"running": 0, "requests": 0, "shelved": 0, "cached": 0}
     bench.check_books()
     with pytest.raises(EngineError, match="code -3"):
         bench.scheduler.score(LONG[:9], 1, BASE)

@@ -91,10 +91,13 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_get_memory": (_VOID, (_VOID,)),
     "llama_memory_seq_rm": (c.c_bool, (_VOID, c.c_int32, c.c_int32, c.c_int32)),
     "llama_memory_seq_cp": (None, (_VOID, c.c_int32, c.c_int32, c.c_int32, c.c_int32)),
+    "llama_state_seq_get_size": (c.c_size_t, (_VOID, c.c_int32)),
+    "llama_state_seq_get_data": (c.c_size_t, (_VOID, _VOID, c.c_size_t, c.c_int32)),
+    "llama_state_seq_set_data": (c.c_size_t, (_VOID, _VOID, c.c_size_t, c.c_int32)),
     "llama_batch_init": (_Batch, (c.c_int32, c.c_int32, c.c_int32)),
     "llama_batch_free": (None, (_Batch,)),
     "llama_decode": (c.c_int32, (_VOID, _Batch)),
-    "llama_get_logits_ith": (c.POINTER(c.c_float), (_VOID, c.c_int32)),
+    "llama_get_logits_ith": (_VOID, (_VOID, c.c_int32)),
     "llama_set_abort_callback": (None, (_VOID, _VOID, _VOID)),
     "llama_adapter_lora_init": (_VOID, (_VOID, c.c_char_p)),
     "llama_set_adapters_lora": (c.c_int32, (_VOID, c.POINTER(_VOID), c.c_size_t, c.POINTER(c.c_float))),
@@ -164,6 +167,7 @@ class Model:
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self.vocabulary_size = int(self._library.llama_vocab_n_tokens(self._vocabulary))
         self.context = min(cells, int(self._library.llama_model_n_ctx_train(self._model)))
+        self._row = c.c_float * self.vocabulary_size
         self.batch = batch
         self._context = self._open_context(cells, sequences, threads, flash_attention, CACHE_TYPES[cache_type])
         self._memory = self._library.llama_get_memory(self._context)
@@ -269,8 +273,8 @@ class Model:
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """Logits (vocabulary,) of row `row` of the last decode. A view: valid until the next one."""
-        pointer = self._library.llama_get_logits_ith(self._context, row)
-        return np.ctypeslib.as_array(pointer, (self.vocabulary_size,))
+        address = self._library.llama_get_logits_ith(self._context, row)
+        return np.frombuffer(memoryview(self._row.from_address(address)), np.float32)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Sequence `target` takes the first `length` positions of `source`, sharing their memory."""
@@ -279,6 +283,24 @@ class Model:
     def truncate(self, sequence: int, length: int) -> None:
         """Forgets the positions of `sequence` from `length` on."""
         self._library.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def save(self, sequence: int) -> memoryview:
+        """The keys and values of `sequence`, for `restore`. Empty where there is no memory for them."""
+        size = self._library.llama_state_seq_get_size(self._context, sequence)
+        try:
+            state = np.empty(size, np.uint8)
+        except MemoryError:
+            return memoryview(b"")
+        written = self._library.llama_state_seq_get_data(self._context, state.ctypes.data, size, sequence)
+        return state[:written].data
+
+    def restore(self, sequence: int, state: bytes | memoryview) -> bool:
+        """`sequence` becomes what was saved; False, and empty, where the cache has no room for it."""
+        data = np.frombuffer(state, np.uint8)
+        read = self._library.llama_state_seq_set_data(self._context, data.ctypes.data, len(data), sequence)
+        if not read:
+            self.truncate(sequence, 0)
+        return bool(read)
 
     def abort_on(self, flag: c.Array[c.c_char]) -> None:
         """`decode` stops soon after another thread sets the first byte of `flag`, and goes on once it is 0.

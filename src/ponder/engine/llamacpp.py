@@ -38,6 +38,14 @@ from ponder.types import Finish, Message
 
 Line = dict[str, Any]
 
+_SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""How long threads of llama.cpp spin before they sleep. OpenMP's own choice, 300 times as long, is as fast on
+idle cores and 20 times as slow on busy ones, where a thread spins in vain for one that has no core.
+"""
+
+_NO_BACKTRACE = {"GGML_NO_BACKTRACE": "1"}
+"""A failed assertion would call a debugger for a backtrace, which takes seconds."""
+
 _Decoder = getincrementaldecoder("utf-8")
 
 
@@ -46,13 +54,15 @@ class LlamaSettings:
     """How llama.cpp runs.
 
     cells: tokens that the key-value cache holds, over all sequences; None fits the model's context,
-    at least 16,384 and at most 1 GiB of cache. sequences: samples at once, prompts included, 2 to 256.
+    at least 16,384 and at most 1 GiB of cache. shelf: bytes of main memory for computed sequences that
+    wait to be continued outside of it. sequences: samples at once, prompts included, 2 to 256.
     threads: None takes every core. batch: prompt tokens computed at a time, no fewer than sequences.
     gpu_layers: -1 offloads all where there is a GPU. cache_type: f16, bf16, or, with flash attention
     alone, q8_0 or q4_0 keys and values. Raises ValueError for what llama.cpp would refuse or abort on.
     """
 
     cells: int | None = None
+    shelf: int = 2**30
     sequences: int = 64
     threads: int | None = None
     batch: int = 512
@@ -75,29 +85,45 @@ class LlamaSettings:
 
 
 class _Mailbox:
-    """Replies to one request, from the reading thread to the event loop that asked."""
+    """Replies to one request, from the reading thread to the event loop that asked.
+
+    Waking that loop costs more than all else that is done for a token, so it is woken only where it waits.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Line] = asyncio.Queue()
+        self._lines: deque[Line] = deque()
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, line: Line) -> None:
-        with contextlib.suppress(RuntimeError):  # that loop is closed: nobody is waiting any more
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, line)
+        self._lines.append(line)
+        if (waiter := self._waiter) is not None:
+            self._waiter = None
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody is waiting any more
+                self._loop.call_soon_threadsafe(_wake, waiter)
 
     async def get(self) -> Line:
-        line = await self._queue.get()
+        while not self._lines:
+            self._waiter = waiter = self._loop.create_future()
+            if not self._lines:  # nothing came between the look and the announcement
+                await waiter
+        line = self._lines.popleft()
         if "error" in line:
             name, problem, mend = line["error"]
             raise getattr(errors, name)(problem, mend)
         return line
 
 
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 @dataclass
 class _Child:
     """A running worker, the mailboxes of its requests, and its last words."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     mailboxes: dict[int, _Mailbox] = field(default_factory=dict)
     words: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     # Reentrant: a stream that is dropped says so from wherever the garbage collector happens to run.
@@ -108,7 +134,7 @@ class _Child:
 
     def send(self, line: Line) -> None:
         assert self.process.stdin is not None
-        text = json.dumps(line) + "\n"
+        text = json.dumps(line).encode() + b"\n"
         try:
             with self.lock:
                 self.process.stdin.write(text)
@@ -203,13 +229,10 @@ class LlamaEngine:
         process = subprocess.Popen(
             # -P: without it, files of the working folder would be imported in place of Python's own modules.
             [sys.executable, "-P", "-m", "ponder.engine.llamacpp_worker"],
-            # A failed assertion would call a debugger for a backtrace, which takes seconds.
-            env=_waiting() | os.environ | {"GGML_NO_BACKTRACE": "1"},
+            env=_SPIN | os.environ | _NO_BACKTRACE,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
-            encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for us: the worker stops when its input closes
         )
         child = _Child(process)
@@ -429,16 +452,6 @@ class _Stream:
         if self._child is not None and not self._ended:
             self._child.mailboxes.pop(self._key, None)
             self._child.send({"op": "cancel", "id": self._key})
-
-
-def _waiting() -> dict[str, str]:
-    """How threads of llama.cpp wait for each other: spinning, but not where other work wants the cores.
-
-    A thread that waits for one that has no core spins in vain: on two busy cores the same work took three
-    times as long as with threads that sleep; on two idle cores spinning is up to twice as fast.
-    """
-    busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2
-    return {"GOMP_SPINCOUNT": "0"} if busy else {}
 
 
 def _post(child: _Child, key: int, line: Line) -> None:

@@ -30,7 +30,7 @@ Line = dict[str, Any]
 class Worker:
     """One model, one scheduler, one stream of requests."""
 
-    def __init__(self, settings: Line, output: TextIO) -> None:
+    def __init__(self, settings: Line, output: int) -> None:
         self._output = output
         self._lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Line] = queue.SimpleQueue()
@@ -51,7 +51,11 @@ class Worker:
             self._model.load_adapter(Path(adapter))
         self._end_ids = self._model.end_ids()
         self._scheduler = Scheduler(
-            self._model, cells=settings["cells"], sequences=settings["sequences"], end_ids=self._end_ids
+            self._model,
+            cells=settings["cells"],
+            sequences=settings["sequences"],
+            end_ids=self._end_ids,
+            shelf=settings["shelf"],
         )
         self._model.abort_on(self._abort)
 
@@ -79,10 +83,10 @@ class Worker:
 
     def send(self, line: Line) -> None:
         """Writes one reply."""
-        text = json.dumps(line)
+        data = json.dumps(line).encode() + b"\n"
         with self._lock:
-            self._output.write(text + "\n")
-            self._output.flush()
+            while data:
+                data = data[os.write(self._output, data) :]
 
     def read(self, lines: TextIO) -> None:
         """Reads requests until the parent closes the pipe or dies, then ends the process."""
@@ -198,13 +202,13 @@ def _wire(error: PonderError) -> list[str]:
 def main() -> None:
     """Reads the settings line, loads, answers "ready", serves."""
     # Native code prints to descriptor 1; the protocol gets a descriptor of its own.
-    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    output = os.dup(1)
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.readline())
     try:
         worker = Worker(settings, output)
     except PonderError as error:
-        print(json.dumps({"failed": _wire(error)}), file=output, flush=True)
+        os.write(output, json.dumps({"failed": _wire(error)}).encode() + b"\n")
         return
     worker.send(worker.ready())
     threading.Thread(target=_to_the_end, args=(worker.read, sys.stdin), daemon=True).start()

@@ -11,6 +11,7 @@ The reported log-probability is the model's own, at temperature 1 and before any
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ Logits = npt.NDArray[np.float32]
 
 _COLDEST, _HOTTEST = 1e-30, 1e30
 """Temperatures beyond these sample alike, and scaling by them could leave the range of float32."""
+
+_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -73,31 +76,57 @@ def _draw(weights: Logits, sampling: Sampling, random: np.random.Generator) -> i
     if sampling.top_k and sampling.top_k < weights.size:
         candidates = np.argpartition(weights, -sampling.top_k)[-sampling.top_k :]
     if sampling.min_p > 0:
-        candidates = np.arange(weights.size) if candidates is None else candidates
-        candidates = candidates[weights[candidates] >= sampling.min_p * weights.max()]
+        candidates = _among(candidates, weights, lambda kept: np.flatnonzero(kept >= sampling.min_p * weights.max()))
     if sampling.top_p < 1:
-        candidates = _nucleus(weights, np.flatnonzero(weights) if candidates is None else candidates, sampling.top_p)
-    kept = weights if candidates is None else weights[candidates]
-    cumulative = np.cumsum(kept, dtype=np.float64)
-    place = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
-    place = min(place, kept.size - 1)
-    return place if candidates is None else int(candidates[place])
+        candidates = _among(candidates, weights, lambda kept: _nucleus(kept, sampling.top_p))
+    if candidates is None:
+        return _place(weights, random.random())
+    return int(candidates[_place(weights[candidates], random.random())])
 
 
-def _nucleus(weights: Logits, candidates: npt.NDArray[np.int64], top_p: float) -> npt.NDArray[np.int64]:
-    """The smallest set of the heaviest `candidates` whose weights sum to `top_p` of all of theirs.
+def _among(
+    candidates: npt.NDArray[np.int64] | None, weights: Logits, chosen: Callable[[Logits], npt.NDArray[np.int64]]
+) -> npt.NDArray[np.int64]:
+    """Those of the candidates (None: all) that `chosen` keeps, which sees their weights alone."""
+    return chosen(weights) if candidates is None else candidates[chosen(weights[candidates])]
+
+
+def _nucleus(weights: Logits, top_p: float) -> npt.NDArray[np.int64]:
+    """Places of the smallest set of the heaviest that sums to `top_p` of all `weights`.
 
     Sorting a whole vocabulary costs ten times what the rest of `pick` does, so only as much of its head
     is sorted as is sure to hold the nucleus.
     """
-    enough = top_p * weights[candidates].sum(dtype=np.float64)
-    head, least = candidates[:0], weights[candidates].max()
+    enough = top_p * weights.sum(dtype=np.float64)
+    head, least = np.arange(0), weights.max()
     while least > 0 and weights[head].sum(dtype=np.float64) < enough:
         least /= 8
-        head = candidates[weights[candidates] >= least]
+        head = np.flatnonzero(weights >= least) if least > 0 else np.flatnonzero(weights)
     order = head[np.argsort(-weights[head], kind="stable")]
     cumulative = np.cumsum(weights[order], dtype=np.float64)
     return order[: int(np.searchsorted(cumulative, enough)) + 1]
+
+
+def _place(weights: Logits, fraction: float) -> int:
+    """Where `fraction`, in [0, 1), of the sum of `weights` is reached: never at a weight of 0.
+
+    First by blocks, then within one: a running sum of a whole vocabulary took half the time of a step's sampling.
+    """
+    if weights.size <= 2 * _BLOCK:
+        return _reached(np.cumsum(weights, dtype=np.float64), fraction)[0]
+    sums = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK))
+    block, within = _reached(np.cumsum(sums, dtype=np.float64), fraction)
+    begin = block * _BLOCK
+    return begin + _reached(np.cumsum(weights[begin : begin + _BLOCK], dtype=np.float64), within)[0]
+
+
+def _reached(cumulative: npt.NDArray[np.float64], fraction: float) -> tuple[int, float]:
+    """The first place whose running sum is beyond `fraction` of the total, and how far into its own share that is."""
+    wanted = fraction * cumulative[-1]
+    last = int(np.searchsorted(cumulative, cumulative[-1]))  # rounding must not lead beyond the last weight
+    place = min(int(np.searchsorted(cumulative, wanted, side="right")), last)
+    before = cumulative[place - 1] if place else 0.0
+    return place, float((wanted - before) / (cumulative[place] - before))
 
 
 def log_softmax_at(logits: Logits, token: int) -> float:

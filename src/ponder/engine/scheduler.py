@@ -3,7 +3,8 @@
 Every step computes one batch: the next token of each running sample, and a piece of prompt for those
 still waiting to start. A prompt is computed once, in a sequence of its own, which its n samples then
 share (`llama_memory_seq_cp` copies no memory). Finished sequences stay as long as there is room, so
-that a continuation, or a fork at any token, finds all but its last token already computed.
+that a continuation, or a fork at any token, finds all but its last token already computed; where
+they take more than a few cells, they wait on a `shelf.Shelf` instead.
 
 Room is promised before a sample starts (its prompt plus `max_tokens`), so running samples never run
 out of cache; idle sequences give way in the order of their last use.
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from ponder.engine.libllama import ABORTED
 from ponder.engine.sampling import Sampling, log_softmax_at, pick
+from ponder.engine.shelf import Shelf, State, cells, common
 from ponder.errors import ContextOverflow, EngineError, PonderError
 
 Logits = npt.NDArray[np.float32]
@@ -28,9 +30,11 @@ Logits = npt.NDArray[np.float32]
 PREFILL_BESIDE_DECODE = 128
 """Prompt tokens a step while samples are running: bounds the pause that a new prompt gives them."""
 
-
 SCORED_A_BATCH = 64
 """Tokens scored at a time: llama.cpp keeps a row of logits for each of them."""
+
+IDLE_SHARE = 1 / 8
+"""Cells that idle sequences may take while others run, as a share of theirs: attention runs over all of them."""
 
 
 class Backend(Protocol):
@@ -43,6 +47,8 @@ class Backend(Protocol):
     def logits(self, row: int) -> Logits: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def truncate(self, sequence: int, length: int) -> None: ...
+    def save(self, sequence: int) -> State: ...
+    def restore(self, sequence: int, state: State) -> bool: ...
     def use_adapters(self, scales: Sequence[float]) -> None: ...
 
 
@@ -92,9 +98,12 @@ class Request:
 
 
 class Scheduler:
-    """Runs requests on a backend whose cache holds `cells` tokens in at most `sequences` sequences."""
+    """Runs requests on a backend whose cache holds `cells` tokens in at most `sequences` sequences.
 
-    def __init__(self, backend: Backend, *, cells: int, sequences: int, end_ids: Sequence[int]) -> None:
+    `shelf` is the memory for sequences put away, in bytes.
+    """
+
+    def __init__(self, backend: Backend, *, cells: int, sequences: int, end_ids: Sequence[int], shelf: int = 0) -> None:
         if sequences < 2:
             raise ValueError(f"sequences must be at least 2, one for a prompt and one for its sample, not {sequences}")
         self._backend = backend
@@ -104,6 +113,7 @@ class Scheduler:
         self._end_array = np.array(sorted(end_ids), dtype=np.int64)
         self._requests: deque[Request] = deque()
         self._samples: list[_Sample] = []
+        self._shelf = Shelf(shelf)
         self._active_adapters: tuple[float, ...] | None = None
         self._clock = 0
 
@@ -144,13 +154,15 @@ class Scheduler:
         for slot in self._slots:
             self._forget(slot)
             slot.busy = False
+        self._shelf.clear()
         for request in dropped:
             request.holder = None
         return dropped
 
     def step(self) -> None:
         """One batch. Raises EngineError where llama.cpp cannot compute it."""
-        self._admit()
+        if self._admit():
+            self._tidy()
         adapters = self._turn()
         if adapters is None:
             return
@@ -203,21 +215,25 @@ class Scheduler:
         under_way = [r for r in self._requests if r.holder or r.running]
         return sum(len(r.prefix) + max(1, r.running) * r.max_tokens for r in under_way)
 
-    def _admit(self) -> None:
+    def _admit(self) -> int:
+        """Starts what has room; returns how many requests came in."""
         for request in list(self._requests):
             while request.logits is not None and request.started < request.n:
                 another = request.max_tokens if request.running else 0
                 if self._promised() + another > self._cells or all(slot.busy for slot in self._slots):
                     break
                 self._start(request)
+        admitted = 0
         for request in self._requests:
             if request.holder is None and request.started == 0:
                 free = sum(not slot.busy for slot in self._slots)
                 # Two slots: one for the prompt, one for its first sample.
                 if free < 2 or self._promised() + len(request.prefix) + request.max_tokens > self._cells:
-                    return
+                    break
                 request.holder, cached = self._open(request.prefix, request.adapters, limit=len(request.prefix) - 1)
                 request.prompt(len(request.prefix) - cached, cached)
+                admitted += 1
+        return admitted
 
     def _start(self, request: Request) -> None:
         assert request.holder is not None
@@ -350,46 +366,58 @@ class Scheduler:
         slot.tokens = []
 
     def _claim(self, keep: _Slot | None = None) -> _Slot:
-        """An empty slot, by forgetting the longest unused one if there is none."""
+        """An empty slot, by putting the longest unused one away if there is none."""
         slot = next((s for s in self._slots if not s.busy and not s.tokens), None) or self._oldest_idle(keep)
         assert slot is not None
-        self._forget(slot)
+        self._put_away(slot)
         slot.busy = True
         return slot
+
+    def _put_away(self, slot: _Slot) -> None:
+        """Empties a slot, and shelves what is not elsewhere too."""
+        others = [common(s.tokens, slot.tokens) for s in self._slots if s is not slot and s.adapters == slot.adapters]
+        elsewhere = max([*others, self._shelf.find(slot.tokens, slot.adapters)[1]], default=0)
+        if elsewhere < len(slot.tokens):
+            state = self._backend.save(slot.number)
+            if state:  # there was memory for it
+                self._shelf.put(slot.tokens, slot.adapters, state)
+        self._forget(slot)
+
+    def _tidy(self) -> None:
+        """Puts idle sequences away, unless they take few cells beyond those that running ones share with them."""
+        running = [(s.adapters, s.tokens) for s in self._slots if s.busy]
+        running += [(r.adapters, r.prefix) for r in self._requests if r.holder]
+        idle = sorted((s for s in self._slots if not s.busy and s.tokens), key=lambda s: s.used)
+        if cells([*running, *((s.adapters, s.tokens) for s in idle)]) > (1 + IDLE_SHARE) * cells(running):
+            for slot in idle:
+                self._put_away(slot)
 
     def _open(self, ids: Sequence[int], adapters: tuple[float, ...], limit: int) -> tuple[_Slot, int]:
         """A busy slot that holds the longest computed prefix of `ids`, at most `limit` long, and its length."""
         best, length = None, 0
         for slot in self._slots:
             if slot.tokens and slot.adapters == adapters:
-                common = min(_common(slot.tokens, ids), limit)
-                if common > length:
-                    best, length = slot, common
-        if best is not None and not best.busy and all(s.busy or s is best for s in self._slots):
+                shared = min(common(slot.tokens, ids), limit)
+                if shared > length:
+                    best, length = slot, shared
+        kept, shared = self._shelf.find(ids[:limit], adapters)
+        if kept is not None and shared > length:
+            state = self._shelf.use(kept)
+            target = self._claim()
+            length = shared if self._backend.restore(target.number, state) else 0
+            self._backend.truncate(target.number, length)
+        elif best is not None and not best.busy and all(s.busy or s is best for s in self._slots):
             self._backend.truncate(best.number, length)
             target = best
             target.busy = True
         else:
             target = self._claim(keep=best)
             if best is not None and length:
+                self._clock += 1
+                best.used = self._clock
                 self._backend.copy(best.number, target.number, length)
         target.tokens, target.adapters = list(ids[:length]), adapters
         return target, length
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    size = min(len(a), len(b))
-    if list(a[:size]) == list(b[:size]):
-        return size
-    low, high = 0, size  # a[:low] == b[:low], a[:high] != b[:high]
-    while high - low > 1:
-        middle = (low + high) // 2
-        if list(a[low:middle]) == list(b[low:middle]):
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def describe(scheduler: Scheduler) -> dict[str, Any]:
@@ -397,5 +425,6 @@ def describe(scheduler: Scheduler) -> dict[str, Any]:
     return {
         "running": len(scheduler._samples),
         "requests": len(scheduler._requests),
+        "shelved": scheduler._shelf.size,
         "cached": sum(len(s.tokens) for s in scheduler._slots),
     }
