@@ -103,24 +103,31 @@ def rate(n: int, tokens: int, first: float, last: float) -> float:
 
 
 async def rates(engine: LlamaEngine, peer: Peer, rounds: int, tokens: int) -> dict[str, object]:
-    """Tokens per second, ponder and the peer, and the median of their ratios round by round."""
+    """Tokens per second, ponder and the peer; the median of their ratios round by round, and its quartiles."""
     found: dict[str, object] = {}
     for n in (1, 4, 16):
         ours, theirs = [], []
-        for _ in range(rounds):
-            ours.append(rate(n, tokens, *await timed(engine, words(400), n, tokens)))
-            theirs.append(rate(n, tokens, *peer.time(words(400), n, tokens)))
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        for turn in range(rounds * (3 if n == 1 else 1)):  # one sample is the shortest, and the noisiest
+            for mine in (True, False) if turn % 2 else (False, True):
+                if mine:
+                    ours.append(rate(n, tokens, *await timed(engine, words(400), n, tokens)))
+                else:
+                    theirs.append(rate(n, tokens, *peer.time(words(400), n, tokens)))
+        low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
         found[str(n)] = {
             "ponder": round(statistics.median(ours), 1),
             "xllamacpp": round(statistics.median(theirs), 1),
             "ratio": round(ratio, 3),
+            "quartiles": [round(low, 3), round(high, 3)],
         }
     return found
 
 
 async def many_against_one(engine: LlamaEngine, peer: Peer, rounds: int) -> dict[str, object]:
-    """Time of 8 samples over time of 1, prompt of 400 tokens, for several lengths of the samples."""
+    """Time of 8 samples over time of 1, prompt of 400 tokens, for several lengths of the samples.
+
+    `limit` is what it would be if a token of a sample cost no more than a token of the prompt.
+    """
     found: dict[str, object] = {}
     for tokens in (8, 16, 32):
         ours, theirs = [], []
@@ -132,6 +139,7 @@ async def many_against_one(engine: LlamaEngine, peer: Peer, rounds: int) -> dict
         found[str(tokens)] = {
             "ponder": round(statistics.median(ours), 2),
             "xllamacpp": round(statistics.median(theirs), 2),
+            "limit": round((400 + 8 * tokens) / (400 + tokens), 2),
         }
     return found
 

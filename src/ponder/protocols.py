@@ -6,10 +6,13 @@ Anything of the right shape will do; nothing has to be registered or inherited.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ponder.types import Budget, Event, Finish, Message, Question, Sample, Score, ToolCall
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -195,3 +198,14 @@ class Tool:
     description: str
     schema: Mapping[str, Any]
     run: Callable[..., Awaitable[str]]
+
+
+@asynccontextmanager
+async def closing(items: AsyncIterator[Item]) -> AsyncIterator[AsyncIterator[Item]]:
+    """`contextlib.aclosing` for any iterator of these protocols: what has nothing to close may be given, too."""
+    try:
+        yield items
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()

@@ -16,9 +16,9 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from ponder.chat.model import Model, model_of
 from ponder.engine import open_engine
 from ponder.errors import InputError
 from ponder.ops.replay import rebuild
-from ponder.protocols import SamplingParams, Strategy
+from ponder.protocols import SamplingParams, Strategy, closing
 from ponder.strategies.chain_of_thought import chain_of_thought
 from ponder.types import Budget, Done, Event, Message, Provenance, Question, Trace, TraceState, ask
 
@@ -62,7 +62,7 @@ async def stream(
     recorder = store.begin(trace) if store else None
     state: TraceState = "interrupted"
     try:
-        async with _closing(chosen(asked, opened, bounds)) as happening:
+        async with closing(chosen(asked, opened, bounds)) as happening:
             async for event in happening:
                 events.append(event)
                 if recorder:
@@ -79,17 +79,6 @@ async def stream(
         if recorder:
             recorder.finish(trace)
     yield Done(trace)
-
-
-@asynccontextmanager
-async def _closing(events: AsyncIterator[Event]) -> AsyncIterator[AsyncIterator[Event]]:
-    """`aclosing` for any iterator: a strategy's may have nothing to close."""
-    try:
-        yield events
-    finally:
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
 
 
 async def asolve(question: Asked, **options: Any) -> Trace:
@@ -208,13 +197,20 @@ def _seeded(model: Model) -> Model:
     return replace(model, params=replace(model.params, seed=random.getrandbits(63)))
 
 
+def _adapters(model: Model) -> dict[str, float]:
+    """Scales of the adapters in force: those that the request names, else those that the engine was opened with."""
+    if model.params.adapters is not None:
+        return dict(model.params.adapters)
+    return dict(model.engine.info.metadata.get("ponder.adapters", {}))
+
+
 def _begin(question: Question, model: Model, strategy: Strategy, budget: Budget) -> Trace:
     capabilities = model.engine.capabilities
     provenance = Provenance(
         model=model.engine.info.name
         if capabilities.chat
         else str(model.engine.info.metadata.get("ponder.name", model.name)),
-        adapters=model.params.adapters or dict.fromkeys(capabilities.adapters, 1.0),
+        adapters=_adapters(model),
         strategy=getattr(strategy, "__qualname__", type(strategy).__name__).split(".<locals>")[0],
         settings={"temperature": model.params.temperature, "top_p": model.params.top_p, "top_k": model.params.top_k},
         seed=model.params.seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import re
 import signal
 import subprocess
 import time
@@ -141,7 +142,8 @@ def test_compare_puts_the_ways_side_by_side(tmp_path, monkeypatch):
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("│").split("│")] if line.startswith("│") else []
+    cells = re.split(r" {2,}", line.strip())
+    return cells if len(cells) == 6 and cells[0] != "way" else []
 
 
 def test_compare_as_json_and_quietly(tmp_path):

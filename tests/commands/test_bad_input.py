@@ -56,7 +56,7 @@ GOOD = ("-m", "scripted:good.json")
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # models
     "unknown model": (("-m", "ponder-135n", "hi"), ("ponder-135n", "Did you mean ponder-135m?", "ponder models list")),
-    "unknown scheme": (("-m", "foo:bar", "hi"), ("foo:bar", "ponder models list")),
+    "unknown scheme": (("-m", "foo:bar", "hi"), ("no engine of kind foo:", "gguf:, openai: and scripted:")),
     "hf": (("-m", "hf:owner/name", "hi"), ("no hf: engine", "openai:")),
     "no model": (("-m", "", "hi"), ("names no model", "ponder-135m")),
     "missing path": (("-m", "./none.gguf", "hi"), ("there is no file none.gguf", "Check the path")),
@@ -106,7 +106,10 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "price nan": ((*GOOD, "--price", "1,nan", "hi"), ("is no price",)),
     "negative price": ((*GOOD, "--price", "1,-2", "hi"), ("is no price",)),
     "dollars without price": ((*GOOD, "--dollars", "1", "hi"), ("--dollars needs a price", "--price 0.15,0.60")),
-    "too few dollars": ((*GOOD, "--dollars", "0.000001", "--price", "1,1", "hi"), ("no room for an answer",)),
+    "too few dollars": (
+        (*GOOD, "--dollars", "0.000001", "--price", "1,1", "hi"),
+        ("do not pay for a prompt of 21 tokens", "more dollars"),
+    ),
     "contradiction": ((*GOOD, "--no-think", "--think", "prompt", "hi"), ("--no-think and --think contradict",)),
     "not trained to think": (
         ("-m", "scripted:plain.json", "--think", "trained", "hi"),

@@ -169,7 +169,7 @@ def test_help_tells_the_settings(model):
         ("/budget 0", "'0' is no budget. try /budget 1000."),
         ("/budget many", "'many' is no budget. try /budget 1000."),
         ("/budget " + "9" * 5000, None),
-        ("/think hard", "/think hard says nothing. try /think on, /think off or /think prompt."),
+        ("/think hard", "/think hard says nothing. try /think on, off, trained or prompt."),
     ],
 )
 def test_a_wrong_command_is_told_and_the_chat_goes_on(model, line, complaint):

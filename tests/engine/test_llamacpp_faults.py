@@ -113,7 +113,7 @@ def test_a_closed_engine_says_so(embedded_weights: Path) -> None:
             await drain(stream)
         await stream.aclose()
         for asked in (engine.tokenize("a"), engine.score(prompt, 1), take(engine, prompt)):
-            with pytest.raises(EngineError, match=r"this engine is closed.*ponder\.open_engine"):
+            with pytest.raises(EngineError, match=r"this engine is closed.*ponder\.engine\.open_engine"):
                 await asked
         assert not is_alive(pid)
 

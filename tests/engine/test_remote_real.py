@@ -148,3 +148,27 @@ def test_the_real_server_is_free_again_after_a_cancel_before_the_first_token(rea
         assert len(ids_of(chunks, 0)) == 1
 
     on_real(real, work)
+
+
+@pytest.mark.model
+def test_the_official_client_gets_the_same_words_and_counts(real: str) -> None:
+    from openai import OpenAI
+
+    base = real.removeprefix("openai:")
+    with OpenAI(base_url=base, api_key="none", max_retries=0) as client:
+        reply = client.completions.create(
+            model="any",
+            prompt="<|im_start|>user\nName four fruits.<|im_end|>\n<|im_start|>assistant\n",
+            max_tokens=24,
+            temperature=0,
+        )
+
+    async def work(engine: RemoteEngine) -> None:
+        ids = await engine.tokenize("<|im_start|>user\nName four fruits.<|im_end|>\n<|im_start|>assistant\n")
+        chunks = await drain(engine.sample(ids, 1, SamplingParams(max_tokens=24, temperature=0)))
+        assert text_of(chunks, 0) == reply.choices[0].text
+        assert reply.usage is not None
+        assert len(ids_of(chunks, 0)) == reply.usage.completion_tokens
+        assert sum(c.prompt_computed + c.prompt_cached for c in chunks) == reply.usage.prompt_tokens == len(ids)
+
+    on_real(real, work)

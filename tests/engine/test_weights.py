@@ -495,7 +495,7 @@ def test_the_default_model_is_there_and_takes_its_adapter(tmp_path, monkeypatch)
         monkeypatch.setenv("PONDER_HOME", str(tmp_path))
     found = resolve(DEFAULT_MODEL)
     assert found.adapters == ()  # merged, which computes faster
-    assert found.metadata["ponder.merged"] == "ponder-135m"
+    assert found.metadata["ponder.adapters"] == {"ponder-135m": 1.0}
     assert found.metadata["ponder.thinking"]["open"] == "<think>"
     shipped = weights.packaged_path(catalogue.INTERIM_ADAPTER)
     # Given by hand, the shipped adapter passes the same check as anybody's, and stays apart from the base.

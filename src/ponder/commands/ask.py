@@ -36,7 +36,8 @@ def ask(
         bool, typer.Option("--compare", help="Direct, step by step, and trained thinking side by side.")
     ] = False,
     file: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="A text file to ask about; several may be given.")
+        list[Path] | None,
+        typer.Option("--file", "-f", metavar="FILE", help="A text file to ask about; several may be given."),
     ] = None,
     adapter: asking.AdapterOption = None,
     thinking: Annotated[int | None, typer.Option("--thinking", help="At most so many tokens of thinking.")] = None,
@@ -165,10 +166,12 @@ async def _compare(
 
 
 def _print_comparison(traces: dict[str, Trace]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("way", "answer", "thinking", "answer tokens", "prompt", "seconds")
+    # Tokens of thinking, answer and prompt; without borders there is room for the answer.
+    table = Table("way", "answer", "thought", "said", "prompt", "seconds", box=SIMPLE_HEAD)
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"

@@ -62,7 +62,9 @@ ModelOption = Annotated[
 AdapterOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--adapter", help="A GGUF adapter, as PATH or PATH=SCALE; several may be given; none for the bare model."
+        "--adapter",
+        metavar="PATH",
+        help="A GGUF adapter, as PATH or PATH=SCALE; several may be given; none for the bare model.",
     ),
 ]
 BudgetOption = Annotated[

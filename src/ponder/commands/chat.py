@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ponder.ops.store import Store
 
 HELP = """/budget N           tokens for each turn (now {budget})
-/think on|off|prompt  how to think (now {think})
+/think WAY          on, off, trained or prompt (now {think})
 /save FILE          write the conversation as JSON lines
 /cost               what it has cost so far
 /undo               forget the last turn
@@ -72,8 +72,8 @@ class Conversation:
         return f"{self.budget} tokens for each turn"
 
     def _think(self, argument: str) -> str:
-        if argument not in ("on", "off", "prompt"):
-            raise InputError(f"/think {argument} says nothing", "try /think on, /think off or /think prompt")
+        if argument not in ("on", "off", "trained", "prompt"):
+            raise InputError(f"/think {argument} says nothing", "try /think on, off, trained or prompt")
         self.think = argument
         return f"thinking {argument}"
 
@@ -128,7 +128,7 @@ def chat(
         raise InputError("--load brings a system message of its own", "drop --system")
     check_text(system_message or "", "the system message")
     messages = load(resume) if resume else [system(system_message)] if system_message else []
-    way = "off" if no_think else "prompt" if think is Think.prompt else "on"
+    way = "off" if no_think else "on" if think is Think.auto else think.value
     conversation = Conversation(messages, budget, way)
     options = Asking(model, tuple(adapter or ()), temperature, seed, price, not no_store, quiet)
     stop = asyncio.Event()
@@ -181,7 +181,7 @@ def _read_line() -> str | None:
 
 async def _turn(conversation: Conversation, line: str, model: Model, store: Store | None, quiet: bool) -> None:
     messages = [*conversation.messages, user(line)]
-    think = Think.prompt if conversation.think == "prompt" else Think.auto
+    think = Think(conversation.think) if conversation.think in ("trained", "prompt") else Think.auto
     strategy = strategy_of(think, conversation.think == "off")
     display = Display(quiet)
     try:

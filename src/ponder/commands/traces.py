@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from ponder.commands.terminal import describe, plain
+from ponder.commands.terminal import console, describe, plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ponder.ops.store import TraceSummary
     from ponder.types import Event, Trace, TraceState
 
@@ -109,11 +109,6 @@ def _chosen(state: State | None) -> TraceState | None:
 # ---------------------------------------------------------------- for people
 
 
-def _console() -> Console:
-    # Rich's own no_color keeps bold and dim; whoever sets NO_COLOR may be a pipe or a reader of plain text.
-    return Console(highlight=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
-
-
 def _short(text: str, width: int) -> str:
     line = " ".join(plain(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"
@@ -121,37 +116,37 @@ def _short(text: str, width: int) -> str:
 
 def _print_list(summaries: list[TraceSummary]) -> None:
     # Two lines each: an id that was cut could not be given to `show`.
-    console = _console()
+    screen = console()
     for each in summaries:
         created = each.created[:16].replace("T", " ")
         facts = f"  {created}  {each.state}  {each.tokens} tokens"
-        console.print(Text(plain(each.id), style="bold").append(facts, style="not bold dim"), soft_wrap=True)
+        screen.print(Text(plain(each.id), style="bold").append(facts, style="not bold dim"), soft_wrap=True)
         line = _short(each.question, 200) + (f" → {_short(each.answer, 200)}" if each.answer else "")
-        console.print(Text("  " + _short(line, max(20, console.width - 2))), soft_wrap=True)
+        screen.print(Text("  " + _short(line, max(20, screen.width - 2))), soft_wrap=True)
 
 
 def _print(trace: Trace) -> None:
-    console = _console()
+    screen = console()
     made = " · ".join(
         part for part in (trace.provenance.model, trace.provenance.strategy, trace.created, trace.state) if part
     )
-    _section(console, f"trace {trace.id}", made)
-    _section(console, "question", trace.question.text)
+    _section(screen, f"trace {trace.id}", made)
+    _section(screen, "question", trace.question.text)
     if trace.thinking:
-        _section(console, "thinking", trace.thinking, style="dim")
-    _section(console, "answer", trace.answer or "(none)")
+        _section(screen, "thinking", trace.thinking, style="dim")
+    _section(screen, "answer", trace.answer or "(none)")
     if trace.error:
-        _section(console, "error", trace.error)
-    _section(console, "cost", describe(trace.cost))
+        _section(screen, "error", trace.error)
+    _section(screen, "cost", describe(trace.cost))
     lines = [_line(event) for event in trace.events]
     if lines:
-        _section(console, "events", "\n".join(lines))
+        _section(screen, "events", "\n".join(lines))
 
 
-def _section(console: Console, title: str, body: str, style: str = "") -> None:
-    console.print(Text(plain(title), style="bold"))
-    console.print(Text(plain(body), style=style), soft_wrap=True)
-    console.print()
+def _section(screen: Console, title: str, body: str, style: str = "") -> None:
+    screen.print(Text(plain(title), style="bold"))
+    screen.print(Text(plain(body), style=style), soft_wrap=True)
+    screen.print()
 
 
 def _line(event: Event) -> str:

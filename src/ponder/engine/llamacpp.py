@@ -176,7 +176,7 @@ class LlamaEngine:
         self._path = path
         self._adapters = tuple(adapters)
         self._settings = settings
-        self._extra_metadata = dict(metadata)
+        self._extra_metadata = {"ponder.adapters": {a.name: a.scale for a in adapters}} | dict(metadata)
         self._keys = itertools.count()
         self._starting = threading.Lock()
         self._child: _Child | None = None
@@ -274,7 +274,7 @@ class LlamaEngine:
     def _living(self) -> _Child:
         """The worker, started again if it has died."""
         if self._closed:
-            raise EngineError("this engine is closed", "open another with ponder.open_engine")
+            raise EngineError("this engine is closed", "open another with ponder.engine.open_engine")
         with self._starting:
             if self._child is None or self._child.ended:
                 self._start()
@@ -483,7 +483,7 @@ def _listen(child: _Child, log: Any) -> None:
 
 def _crashed(child: _Child) -> EngineError:
     if child.stopped:
-        return EngineError("this engine was closed while it worked", "open another with ponder.open_engine")
+        return EngineError("this engine was closed while it worked", "open another with ponder.engine.open_engine")
     how = _how(child.process.poll())
     said = f" after saying: {child.words[-1].strip()}" if child.words else ""
     return EngineDisconnected(f"llama.cpp ended ({how}){said}", "ask again: the next request starts it anew")

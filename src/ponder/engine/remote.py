@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -26,7 +25,7 @@ from ponder.engine.remote_live import Live
 from ponder.engine.remote_probe import KINDS, Found, Kind, find, model_names
 from ponder.engine.transport import Retries, Transport
 from ponder.errors import ContextOverflow, EngineError, InputError, Unsupported
-from ponder.protocols import Capabilities, ChatChunk, Chunk, ModelInfo, SamplingParams
+from ponder.protocols import Capabilities, ChatChunk, Chunk, ModelInfo, SamplingParams, closing
 from ponder.types import Message
 
 C = TypeVar("C", Chunk, ChatChunk)
@@ -224,7 +223,7 @@ class RemoteEngine:
     def _start(self, source: Callable[[], AsyncIterator[C]]) -> AsyncIterator[C]:
         async def explained() -> AsyncIterator[C]:
             try:
-                async with aclosing(source()) as items:  # type: ignore[type-var]
+                async with closing(source()) as items:
                     async for item in items:
                         yield item
             except Refused as refused:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from ponder.engine.dialects import Address, choices_of, count_of, finish_of, ind
 from ponder.engine.remote_errors import Refused
 from ponder.engine.transport import Transport
 from ponder.errors import GarbledReply, Unsupported
-from ponder.protocols import Capabilities, ChatChunk, SamplingParams
+from ponder.protocols import Capabilities, ChatChunk, SamplingParams, closing
 from ponder.types import Audio, Image, Message, Text, Thinking, ToolCall, ToolResult
 
 CHAT_ONLY = Capabilities(
@@ -137,7 +136,7 @@ class Chat:
             body = self._body(messages, n, params, think)
             begun = False
             try:
-                async with aclosing(self._read(body, body.get("n", 1), params.max_tokens)) as chunks:  # type: ignore[type-var]
+                async with closing(self._read(body, body.get("n", 1), params.max_tokens)) as chunks:
                     async for chunk in chunks:
                         begun = True
                         yield chunk
@@ -183,7 +182,7 @@ class Chat:
         usage: Mapping[str, Any] = {}
         last: ChatChunk | None = None
         url = f"{self._where.base}/chat/completions"
-        async with aclosing(self._wire.stream(url, body)) as events:  # type: ignore[type-var]
+        async with closing(self._wire.stream(url, body)) as events:
             async for event in events:
                 usage = _larger(usage, object_of(event.get("usage")))
                 for choice in choices_of(event):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ponder.engine.dialects import Dialect
 from ponder.errors import EngineDisconnected, GarbledReply, InputError
-from ponder.protocols import ChatChunk, Chunk, SamplingParams
+from ponder.protocols import ChatChunk, Chunk, SamplingParams, closing
 from ponder.types import Finish
 
 C = TypeVar("C", Chunk, ChatChunk)
@@ -24,7 +23,7 @@ async def rounds(n: int, most: Callable[[], int], ask: Callable[[int, int], Asyn
         batch = missing[: most()]
         begun: set[int] = set()
         ended: set[int] = set()
-        async with aclosing(ask(batch[0], len(batch))) as chunks:  # type: ignore[type-var]
+        async with closing(ask(batch[0], len(batch))) as chunks:
             async for chunk in chunks:
                 if chunk.index in ended:
                     raise GarbledReply(f"the server went on with sample {chunk.index} after its end")
@@ -40,7 +39,7 @@ async def rounds(n: int, most: Callable[[], int], ask: Callable[[int, int], Asyn
 async def counted_once(chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
     """`chunks` with the prompt counted for the first request only."""
     counted = False
-    async with aclosing(chunks) as items:  # type: ignore[type-var]
+    async with closing(chunks) as items:
         async for chunk in items:
             if chunk.prompt_computed or chunk.prompt_cached:
                 yield replace(chunk, prompt_computed=0, prompt_cached=0) if counted else chunk
@@ -64,7 +63,7 @@ async def capped(dialect: Dialect, prefix: list[int], n: int, params: SamplingPa
     """
     tallies = [_Tally() for _ in range(n)]
     counted = False
-    async with aclosing(dialect.sample(prefix, n, params)) as chunks:  # type: ignore[type-var]
+    async with closing(dialect.sample(prefix, n, params)) as chunks:
         async for chunk in chunks:
             counted = counted or bool(chunk.prompt_computed or chunk.prompt_cached)
             tally = tallies[chunk.index]

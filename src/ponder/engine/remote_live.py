@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from ponder.errors import EngineError
-from ponder.protocols import ChatChunk, Chunk
+from ponder.protocols import ChatChunk, Chunk, closing
 
 C = TypeVar("C", Chunk, ChatChunk)
 
@@ -89,7 +88,7 @@ class Live(Generic[C]):
 
 async def _pump(source: Callable[[], AsyncIterator[C]], items: asyncio.Queue[C | BaseException | None]) -> None:
     try:
-        async with aclosing(source()) as stream:  # type: ignore[type-var]
+        async with closing(source()) as stream:
             async for item in stream:
                 await items.put(item)
     except Exception as error:

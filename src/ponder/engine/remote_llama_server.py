@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ponder.engine.dialects import Address, ask, count_of, finish_of, ids_of, index_of, logprobs_of, object_of, text_of
 from ponder.engine.transport import Transport
 from ponder.errors import EngineDisconnected, GarbledReply, Unsupported
-from ponder.protocols import Capabilities, Chunk, SamplingParams
+from ponder.protocols import Capabilities, Chunk, SamplingParams, closing
 
 
 @dataclass
@@ -53,7 +52,7 @@ class LlamaServer:
         slots = [_Slot() for _ in range(n)]
         counted = False
         url = f"{self._where.root}/completion"
-        async with aclosing(self._wire.stream(url, self._body(prefix, n, params))) as events:  # type: ignore[type-var]
+        async with closing(self._wire.stream(url, self._body(prefix, n, params))) as events:
             async for event in events:
                 for chunk in await self._read(event, slots):
                     timings = object_of(event.get("timings"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from ponder.engine.dialects import Address, ask, count_of, finish_of, ids_of, in
 from ponder.engine.remote_errors import given_up
 from ponder.engine.transport import Transport
 from ponder.errors import GarbledReply, Unsupported
-from ponder.protocols import Capabilities, Chunk, SamplingParams
+from ponder.protocols import Capabilities, Chunk, SamplingParams, closing
 
 
 @dataclass
@@ -52,7 +51,7 @@ class SGLang:
         grown = [_Growing() for _ in range(n)]
         counted = False
         url = f"{self._where.root}/generate"
-        async with aclosing(self._wire.stream(url, self._body(prefix, n, params))) as events:  # type: ignore[type-var]
+        async with closing(self._wire.stream(url, self._body(prefix, n, params))) as events:
             async for event in events:
                 meta = object_of(event.get("meta_info"))
                 index = index_of(event, n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from ponder.engine.dialects import (
 )
 from ponder.engine.transport import Transport
 from ponder.errors import GarbledReply, Unsupported
-from ponder.protocols import Capabilities, Chunk, SamplingParams
+from ponder.protocols import Capabilities, Chunk, SamplingParams, closing
 
 
 class Vllm:
@@ -56,7 +55,7 @@ class Vllm:
         usage: Mapping[str, Any] = {}
         open_samples = set(range(n))
         last: Chunk | None = None
-        async with aclosing(self._wire.stream(f"{self._where.base}/completions", body)) as events:  # type: ignore[type-var]
+        async with closing(self._wire.stream(f"{self._where.base}/completions", body)) as events:
             async for event in events:
                 usage = object_of(event.get("usage")) or usage
                 for choice in choices_of(event):

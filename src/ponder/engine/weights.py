@@ -76,6 +76,11 @@ def resolve(name: str, *, adapters: Sequence[str] = (), progress: Progress | Non
 
 def unknown(name: str) -> WeightsError:
     """The error for a name that means nothing."""
+    if kind := name.partition(":")[0] if ":" in name else "":
+        return WeightsError(
+            f"{name!r} names no model: there is no engine of kind {kind}:",
+            "The kinds are gguf:, openai: and scripted:; `ponder models list` shows the known models",
+        )
     near = difflib.get_close_matches(name.lower(), catalogue.names(), n=3, cutoff=0.5)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     return WeightsError(
@@ -93,7 +98,9 @@ def _known(entry: catalogue.Entry, packaged: bool, alone: bool, progress: Progre
     if alone:  # nothing else to combine it with: merged, it computes faster
         with contextlib.suppress(WeightsError):  # no room for that: slower, but the same model
             fast = merged(path, entry.base.sha256, adapter.path, entry.adapter.sha256, progress)
-            return Weights(entry.name, fast, (), metadata | {"ponder.merged": adapter.name}, entry.base.sha256)
+            return Weights(
+                entry.name, fast, (), metadata | {"ponder.adapters": {adapter.name: adapter.scale}}, entry.base.sha256
+            )
     return Weights(entry.name, path, (adapter,), metadata, entry.base.sha256)
 
 

@@ -72,7 +72,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 QUESTION_CHARACTERS = 200
 BUSY_SECONDS = 10.0
-NO_STORE = "or pass --no-store"
+NO_STORE = "or ask with --no-store"
 
 
 @dataclass(frozen=True)

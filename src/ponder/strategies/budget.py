@@ -15,7 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ponder.chat.model import Model, Prompt
-from ponder.errors import ContextOverflow, EngineDisconnected, EngineError, EngineTimeout, InputError, NoAnswer
+from ponder.errors import (
+    BudgetTooSmall,
+    ContextOverflow,
+    EngineDisconnected,
+    EngineError,
+    EngineTimeout,
+    InputError,
+    NoAnswer,
+)
 from ponder.protocols import Chunk
 from ponder.strategies.draft import LEAST_ANSWER, Draft, Generate, Plan, Restore, Write, Written, plan
 from ponder.strategies.waiting import next_or_none
@@ -129,6 +137,11 @@ async def make_plan(model: Model, prompt: Prompt, budget: Budget, n: int, think:
             "shorten the question, or take a model with a longer context",
         )
     total = affordable(model, len(prompt.ids), budget)
+    if total == 0 != budget.tokens:
+        raise BudgetTooSmall(
+            f"{budget.dollars:g} dollars do not pay for a prompt of {len(prompt.ids)} tokens and an answer",
+            "give more dollars",
+        )
     tokens = room if total is None else min(total // n, room)
     form = model.format
     closing, opener, wait = [await _written(model, t) for t in (form.closing, form.answer_opener, form.wait)]

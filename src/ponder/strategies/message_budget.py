@@ -154,6 +154,8 @@ async def reply_within(
     reply, failure = _Reply(), None
     tokens = _tokens_left(model, messages, budget, reply)
     if tokens < (2 if think else 1):
+        if budget.dollars is not None and tokens <= 0:
+            raise BudgetTooSmall(f"{budget.dollars:g} dollars do not pay for prompt and answer", "give more dollars")
         raise BudgetTooSmall(f"a budget of {tokens} tokens leaves no room for an answer", "give at least 2")
     most = max(1, min(tokens - budget.reserve, _cap(budget, tokens))) if think else tokens
     asked = messages
