@@ -155,16 +155,12 @@ def test_the_official_client_gets_the_same_words_and_counts(real: str) -> None:
     from openai import OpenAI
 
     base = real.removeprefix("openai:")
+    prompt = "<|im_start|>user\nName four fruits.<|im_end|>\n<|im_start|>assistant\n"
     with OpenAI(base_url=base, api_key="none", max_retries=0) as client:
-        reply = client.completions.create(
-            model="any",
-            prompt="<|im_start|>user\nName four fruits.<|im_end|>\n<|im_start|>assistant\n",
-            max_tokens=24,
-            temperature=0,
-        )
+        reply = client.completions.create(model="any", prompt=prompt, max_tokens=24, temperature=0)
 
     async def work(engine: RemoteEngine) -> None:
-        ids = await engine.tokenize("<|im_start|>user\nName four fruits.<|im_end|>\n<|im_start|>assistant\n")
+        ids = await engine.tokenize(prompt)
         chunks = await drain(engine.sample(ids, 1, SamplingParams(max_tokens=24, temperature=0)))
         assert text_of(chunks, 0) == reply.choices[0].text
         assert reply.usage is not None
