@@ -1,6 +1,7 @@
 """What thinking buys the embedded model, and from which budget on: accuracy against tokens, with intervals.
 
-    pip install --group recipes; python recipes/thinking_pays.py [--questions 100] [--output docs/images/thinking_pays.png]
+    pip install --group recipes
+    python recipes/thinking_pays.py [--questions 100] [--output docs/images/thinking_pays.png]
 
 Asks the same arithmetic word problems, of one and of two steps, directly and with thinking under
 several budgets, greedily. The problems are made here from templates, numbers drawn with a seed, so
