@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-input -c constraints.txt --build-constraint constraints.txt
-QUESTION := A farmer has 4 boxes with 6 eggs in each box. He sells 5 eggs. How many eggs does he have left?
+QUESTION := Anna has 5 apples and buys 7 more. How many apples does she have?
 
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*')
