@@ -475,3 +475,19 @@ def test_the_embedded_model_thinks_within_the_budget(llama: LlamaEngine, store):
     assert 0 < trace.cost.tokens <= 40
     assert trace.provenance.adapters == dict.fromkeys(llama.capabilities.adapters, 1.0)
     assert store.get(trace.id) == trace
+
+
+def test_a_greedy_model_draws_samples_that_differ():
+    from ponder.strategies.self_consistency import self_consistency
+
+    model = model_of(ScriptedEngine(says("The answer is 4.")))
+    greedy = replace(model, params=replace(model.params, temperature=0.0))
+
+    def temperature(strategy, asked):
+        return ponder.solve("?", model=asked, strategy=strategy, budget=400).provenance.settings["temperature"]
+
+    assert temperature(self_consistency(2), greedy) == 0.7
+    assert temperature(self_consistency(1), greedy) == 0.0
+    assert temperature(None, greedy) == 0.0
+    warm = replace(model, params=replace(model.params, temperature=0.3))
+    assert temperature(self_consistency(2), warm) == 0.3

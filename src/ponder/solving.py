@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "ponder-135m"
 
+DRAWING_TEMPERATURE = 0.7
+"""For a strategy that draws several samples from a model that would otherwise answer greedily, each time the same."""
+
 Asked = str | Question | Sequence[Message]
 
 
@@ -55,8 +58,8 @@ async def stream(
     early, or setting the model's `stop`, ends the work and leaves a trace that is "interrupted".
     """
     asked = _checked(question)
-    opened = _seeded(model if isinstance(model, Model) else await open_model(model))
     chosen = strategy or chain_of_thought()
+    opened = _seeded(_drawing(model if isinstance(model, Model) else await open_model(model), chosen))
     bounds = Budget(tokens=budget) if isinstance(budget, int) else budget or Budget()
     trace, events, started = _begin(asked, opened, chosen, bounds), list[Event](), time.monotonic()
     recorder = store.begin(trace) if store else None
@@ -188,6 +191,13 @@ def _checked(question: Asked) -> Question:
     if not any(message.parts for message in asked.messages) or not (asked.text.strip() or len(asked.messages) > 1):
         raise InputError("the question is empty", 'ask something: ponder ask "What is 3 + 4 * 5?"')
     return asked
+
+
+def _drawing(model: Model, strategy: Strategy) -> Model:
+    """The model, at a temperature at which several samples differ if the strategy draws several."""
+    if model.params.temperature > 0 or not getattr(strategy, "draws", False):
+        return model
+    return replace(model, params=replace(model.params, temperature=DRAWING_TEMPERATURE))
 
 
 def _seeded(model: Model) -> Model:

@@ -529,3 +529,22 @@ def test_the_embedded_model_answers_within_the_budget(ponder_home):
     assert trace.cost.flops > 0
     assert trace.provenance.model == "ponder-135m"
     assert trace == traces()[0]
+
+
+def test_a_strategy_of_several_samples_tells_each_in_a_line_and_prints_one_answer(tmp_path):
+    model = scripted(tmp_path, "It is 4.", "2 + 2 is 4.")
+    result = ponder("ask", "-m", model, "--strategy", "vote(3)", "2 + 2?")
+    assert (result.code, result.out) == (0, "It is 4.\n")
+    lines = result.err.splitlines()
+    assert sorted(line.partition(":")[0] for line in lines if "It is 4." in line) == ["1", "2", "3"]
+    assert int(cost_line(result.err)[1]) == traces()[0].cost.tokens
+    assert traces()[0].provenance.strategy == "self_consistency(3)"
+
+
+def test_a_strategy_that_is_none_or_one_too_many_is_one_line(tmp_path):
+    model = scripted(tmp_path, "It is 4.")
+    wrong = ponder("ask", "-m", model, "--strategy", "guess(3)", "2 + 2?")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+    assert "there is no strategy 'guess'" in wrong.err
+    both = ponder("ask", "-m", model, "--strategy", "vote", "--no-think", "2 + 2?")
+    assert (both.code, "--strategy says how to think already" in both.err) == (2, True)

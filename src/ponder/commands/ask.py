@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from ponder.types import Budget, Question, Trace
 
 
+def _complete_strategy(incomplete: str) -> list[str]:
+    from ponder.strategies.naming import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 def ask(
     question: Annotated[
         str | None, typer.Argument(help="The question; text piped in or in files comes below it.")
@@ -32,6 +38,16 @@ def ask(
     budget: asking.BudgetOption = asking.DEFAULT_BUDGET,
     think: asking.ThinkOption = Think.auto,
     no_think: asking.NoThinkOption = False,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            metavar="NAME",
+            help="direct, chain_of_thought, vote(8), best_of_n(8), ...: how the budget is spent.",
+            autocompletion=_complete_strategy,
+        ),
+    ] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Direct, step by step, and trained thinking side by side.")
     ] = False,
@@ -62,7 +78,13 @@ def ask(
     """
     from ponder.types import Budget
 
-    strategy = asking.strategy_of(think, no_think)
+    chosen = asking.strategy_of(think, no_think)
+    if strategy is not None:
+        if compare or no_think or think is not Think.auto:
+            raise InputError("--strategy says how to think already", "drop --think, --no-think and --compare")
+        from ponder.strategies.naming import strategy_named
+
+        chosen = strategy_named(strategy)
     if compare and (no_think or think is not Think.auto):
         raise InputError("--compare tries every way of thinking", "drop --think and --no-think")
     asking.check_finite(seconds=seconds, dollars=dollars)
@@ -82,7 +104,7 @@ def ask(
                 if compare:
                     await _compare(asked, opened, bounds, store, as_json, quiet)
                 else:
-                    await _ask(asked, opened, strategy, bounds, store, as_json, quiet)
+                    await _ask(asked, opened, chosen, bounds, store, as_json, quiet)
             finally:
                 await opened.engine.close()
         if stop.is_set():
@@ -123,7 +145,7 @@ async def _ask(
 ) -> None:
     from ponder.types import to_json
 
-    display = Display(quiet)
+    display = Display(quiet, several=getattr(strategy, "several", False))
     show = asking.ignore if as_json else display.show
     try:
         trace = await asking.solved(question, model, strategy, budget, store, show)

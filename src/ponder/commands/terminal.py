@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
-from ponder.types import AnswerDelta, Cost, Done, Event, ThinkingDelta, ToolCalled
+from ponder.types import AnswerDelta, Cost, Done, Event, SampleFinished, Scored, ThinkingDelta, ToolCalled
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,19 +75,32 @@ class Display:
     """
 
     quiet: bool = False
+    several: bool = False
+    """Samples run side by side: each is told in a line once it has ended, and the answer once it is chosen."""
     _last: str = field(default="", init=False)
     _cost: Cost | None = field(default=None, init=False)
 
     def show(self, event: Event) -> None:
         """Prints what `event` adds."""
-        if isinstance(event, ThinkingDelta) and not self.quiet:
+        if self.several:
+            self._show_several(event)
+        elif isinstance(event, ThinkingDelta) and not self.quiet:
             self._write(event.text, "thinking")
         elif isinstance(event, AnswerDelta):
             self._write(event.text, "answer")
         elif isinstance(event, ToolCalled) and not self.quiet:
             self._write(f"[{event.call.name} {event.call.arguments}]\n", "thinking")
-        elif isinstance(event, Done):
+        if isinstance(event, Done):
             self._cost = event.trace.cost
+
+    def _show_several(self, event: Event) -> None:
+        if isinstance(event, SampleFinished) and not self.quiet:
+            line = " ".join(event.sample.answer.split()) or f"({event.sample.finish})"
+            self._write(f"{event.sample.index + 1}: {line} ({event.cost.tokens} tokens)\n", "sample")
+        elif isinstance(event, Scored) and not self.quiet:
+            self._write(f"{event.sample + 1}: {event.score.value:g} by {event.score.verifier}\n", "sample")
+        elif isinstance(event, Done):
+            self._write(event.trace.answer, "answer")
 
     def end(self) -> None:
         """Ends the line, and says what it cost if it came to an end."""

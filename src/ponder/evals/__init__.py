@@ -1,0 +1,1 @@
+"""What answers are worth: intervals, estimators over pools of samples, and what more compute buys."""

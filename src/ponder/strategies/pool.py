@@ -1,0 +1,177 @@
+"""Several samples of one question under one budget, numbered in the order of their start.
+
+Samples start in waves. Those of a wave share one prefill; between waves a strategy may decide that it
+has seen enough. Every sample gets the same share of the budget, whichever wave it is in, so that all are
+draws from one distribution.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from ponder.chat.model import Model
+from ponder.errors import BudgetTooSmall, EngineError
+from ponder.strategies.budget import think_within
+from ponder.strategies.message_budget import reply_within
+from ponder.types import (
+    AnswerDelta,
+    Budget,
+    Cost,
+    Event,
+    Question,
+    Sample,
+    SampleFinished,
+    ThinkingDelta,
+    ToolCalled,
+)
+
+LEAST_SHARE = 32
+"""Tokens a sample below which fewer samples are drawn instead: less is no thought."""
+
+
+@dataclass
+class Pool:
+    """The samples of one request: up to `n`, in waves of `at_once`. `finished` holds those that ended well."""
+
+    question: Question
+    model: Model
+    budget: Budget
+    n: int
+    at_once: int
+    think: bool = True
+    finished: dict[int, Sample] = field(default_factory=dict)
+    spent: Cost = field(default_factory=Cost)
+    started: int = 0
+    enough: bool = False
+    _over: set[int] = field(default_factory=set)
+    _clock: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        if self.budget.tokens is not None:
+            self.n = max(1, min(self.n, self.budget.tokens // LEAST_SHARE))
+
+    @property
+    def in_order(self) -> list[Sample]:
+        """The samples that ended well of those before which none is still running, in the order of their start.
+
+        What finishes first tends to be short: counting it before its elders would favour short thoughts.
+        """
+        return [self.finished[index] for index in sorted(self.finished) if index < self._settled]
+
+    @property
+    def _settled(self) -> int:
+        return next((index for index in range(self.started) if index not in self._over), self.started)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """All events of all samples. Set `enough` to stop: what runs then is cut short, and still accounted for.
+
+        Where an engine fails after a sample has ended well, the pool ends there; else its error is raised.
+        """
+        while self.started < self.n and not self.enough and not self._stopped:
+            wave = min(self.at_once, self.n - self.started)
+            try:
+                async with aclosing(self._wave(wave)) as events:
+                    async for event in events:
+                        yield event
+            except (EngineError, BudgetTooSmall):
+                if not self.finished:
+                    raise
+                return
+
+    @property
+    def _stopped(self) -> bool:
+        return self.model.stop is not None and self.model.stop.is_set()
+
+    async def _wave(self, size: int) -> AsyncGenerator[Event, None]:
+        first, self.started = self.started, self.started + size
+        share = self._share(size)
+        async with _halting(self.model, first) as (model, halt):
+            within = _waves if self.model.engine.capabilities.tokens else _one_by_one
+            async with aclosing(within(model, self.question, share, size, self.think)) as events:
+                async for event in events:
+                    moved = _renumbered(event, first)
+                    if isinstance(moved, SampleFinished):
+                        self._note(moved, halt)
+                    yield moved
+                    if self.enough:
+                        halt.set()
+
+    def _note(self, event: SampleFinished, halt: asyncio.Event) -> None:
+        self.spent += event.cost
+        self._over.add(event.sample.index)
+        # Cut short, it is no draw from the distribution of the others.
+        if event.sample.finish != "error" and event.sample.answer and not (halt.is_set() or self._stopped):
+            self.finished[event.sample.index] = event.sample
+
+    def _share(self, size: int) -> Budget:
+        """What a wave may spend: its samples' equal shares of tokens and dollars, and all the time and calls left."""
+        budget, left = self.budget, self.n - self.started + size
+        seconds = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - self._clock))
+        calls = None if budget.calls is None else max(1, budget.calls - self.spent.calls)
+        tokens = None if budget.tokens is None else budget.tokens // self.n * size
+        dollars = budget.dollars
+        if dollars is not None:
+            dollars = max(1e-12, (dollars - (self.spent.dollars or 0.0)) * size / left)
+        return replace(budget, tokens=tokens, seconds=seconds, calls=calls, dollars=dollars)
+
+
+def _waves(model: Model, question: Question, budget: Budget, n: int, think: bool) -> AsyncGenerator[Event, None]:
+    return think_within(model, question, replace(budget, answer=_answer(budget, n)), n, think)
+
+
+async def _one_by_one(
+    model: Model, question: Question, budget: Budget, n: int, think: bool
+) -> AsyncGenerator[Event, None]:
+    """The same on a server that deals in messages: one reply after the other."""
+    tokens = None if budget.tokens is None else budget.tokens // n
+    dollars = None if budget.dollars is None else budget.dollars / n
+    for index in range(n):
+        if model.stop is not None and model.stop.is_set():
+            return
+        own = replace(budget, tokens=tokens, dollars=dollars, answer=_answer(budget, n))
+        async with aclosing(reply_within(model, question, own, think)) as events:
+            async for event in events:
+                yield _renumbered(event, index)
+
+
+def _answer(budget: Budget, n: int) -> int | None:
+    """Tokens kept back for the answer of each sample: no more than half of its share."""
+    if budget.answer is None or budget.tokens is None:
+        return budget.answer
+    return max(1, min(budget.answer, budget.tokens // n // 2))
+
+
+def _renumbered(event: Event, first: int) -> Event:
+    if isinstance(event, ThinkingDelta | AnswerDelta | ToolCalled):
+        return replace(event, sample=event.sample + first)
+    if isinstance(event, SampleFinished):
+        return replace(event, sample=replace(event.sample, index=event.sample.index + first))
+    return event
+
+
+@asynccontextmanager
+async def _halting(model: Model, first: int) -> AsyncIterator[tuple[Model, asyncio.Event]]:
+    """The model with a stop of its own, set by the user's too, and a seed of its own for a wave from `first` on."""
+    halt, outer = asyncio.Event(), model.stop
+    seed = model.params.seed
+    if seed is not None and first:
+        seed = hash((seed, -1, first)) & (2**63 - 1)
+    own = replace(model, stop=halt, params=replace(model.params, seed=seed))
+    watching = asyncio.create_task(_pass_on(outer, halt)) if outer is not None else None
+    try:
+        yield own, halt
+    finally:
+        if watching is not None:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+
+
+async def _pass_on(outer: asyncio.Event, halt: asyncio.Event) -> None:
+    await outer.wait()
+    halt.set()

@@ -1,0 +1,132 @@
+"""Self-consistency: sample several chains of thought, and give the answer that most of them reach.
+
+    answer = argmax_a  sum_i w_i [canonical(a_i) = a]
+
+over samples i, with w_i = 1 for the plain vote, or exp(mean log-probability of the sample's own tokens).
+Votes are over canonical answers ("1,000" is "$1000"), never over whole texts. Ties go to the answer
+that was begun first.
+
+With `risk`, it stops early (Aggarwal et al., Let's Sample Step by Step, 2023, section 3): after the
+samples so far, in the order of their start, the two leading answers have v1 and v2 votes, and under a
+uniform prior the probability that the second is really the more frequent one is
+
+    P(p < 1/2),  p ~ Beta(v1 + 1, v2 + 1)  =  sum_{j = v1+1}^{v1+v2+1} C(v1+v2+1, j) / 2^(v1+v2+1)
+
+Source: Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models (2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from typing import Literal
+
+from ponder.chat.model import Model
+from ponder.protocols import Strategy
+from ponder.strategies.pool import Pool
+from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished
+
+Weight = Literal["plain", "logprob"]
+
+
+def self_consistency(
+    n: int = 8,
+    *,
+    weight: Weight = "plain",
+    risk: float | None = None,
+    at_once: int | None = None,
+    canonical: Callable[[str], str | None] | None = None,
+) -> Strategy:
+    """A vote of `n` samples, fewer where the budget would leave each under 32 tokens.
+
+    `risk`: stop as soon as the leading answer is the wrong leader with at most this probability;
+    samples then start `at_once` at a time (4, else all). `canonical` gives the form of an answer that is
+    voted on, None for an answer that has no vote; without it numbers and short texts are compared
+    as `ponder.verifiers.math_answer.canonical` does.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    if weight not in ("plain", "logprob"):
+        raise ValueError(f"weight must be plain or logprob, not {weight!r}")
+    if risk is not None and not 0 < risk < 0.5:
+        raise ValueError(f"risk must lie between 0 and 0.5, not {risk}")
+    if at_once is not None and at_once < 1:
+        raise ValueError(f"at_once must be at least 1, not {at_once}")
+    wave = at_once or (n if risk is None else min(n, 4))
+
+    def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
+        pool = Pool(question, model, budget, n, wave)
+        return _voted(pool, weight, risk, canonical or _canonical())
+
+    settings = [str(n), *([f"weight={weight!r}"] if weight != "plain" else []), *([f"risk={risk}"] if risk else [])]
+    strategy.draws = n > 1  # type: ignore[attr-defined]  # samples that were all alike would be of no use
+    strategy.several = True  # type: ignore[attr-defined]  # so a terminal shows a line a sample
+    strategy.__qualname__ = f"self_consistency({', '.join(settings)})"
+    return strategy
+
+
+async def _voted(
+    pool: Pool, weight: Weight, risk: float | None, canonical: Callable[[str], str | None]
+) -> AsyncGenerator[Event, None]:
+    best: Sample | None = None
+    async with aclosing(pool.events()) as events:
+        async for event in events:
+            yield event
+            if not isinstance(event, SampleFinished):
+                continue
+            # So far, all that have ended count; what is decided for good is decided in the order of start.
+            leader = winner([pool.finished[i] for i in sorted(pool.finished)], weight, canonical)
+            if leader is not None and leader is not best:
+                best = leader
+                yield BestAnswer(leader.answer, leader.index)
+            settled = pool.in_order
+            if risk is not None and decided(settled, risk, canonical) and not pool.enough:
+                pool.enough = True
+                best = winner(settled, weight, canonical)
+                assert best is not None
+                yield BestAnswer(best.answer, best.index)
+
+
+def winner(samples: Iterable[Sample], weight: Weight, canonical: Callable[[str], str | None]) -> Sample | None:
+    """The first sample that gives the answer with most votes; the first of all where no answer has one."""
+    votes: dict[str, float] = {}
+    first: dict[str, Sample] = {}
+    eldest: Sample | None = None
+    for sample in samples:
+        eldest = eldest or sample
+        answer = canonical(sample.answer)
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0.0) + _weight(sample, weight)
+            first.setdefault(answer, sample)
+    return first[max(votes, key=lambda each: votes[each])] if votes else eldest
+
+
+def _weight(sample: Sample, weight: Weight) -> float:
+    if weight == "plain":
+        return 1.0
+    own = [p for p, mine in zip(sample.logprobs, sample.mask, strict=True) if mine and p is not None]
+    return math.exp(sum(own) / len(own)) if own else 1.0
+
+
+def decided(samples: Iterable[Sample], risk: float, canonical: Callable[[str], str | None]) -> bool:
+    """Whether the leading answer is really behind the second with a probability of at most `risk`."""
+    votes: dict[str, int] = {}
+    for sample in samples:
+        answer = canonical(sample.answer)
+        if answer is not None:
+            votes[answer] = votes.get(answer, 0) + 1
+    most = sorted(votes.values(), reverse=True)
+    return bool(most) and wrong_leader(most[0], most[1] if len(most) > 1 else 0) <= risk
+
+
+def wrong_leader(first: int, second: int) -> float:
+    """P(p < 1/2) for p ~ Beta(first + 1, second + 1): see the top of this file."""
+    total = first + second + 1
+    return sum(math.comb(total, j) for j in range(first + 1, total + 1)) / float(2**total)
+
+
+def _canonical() -> Callable[[str], str | None]:
+    from ponder.verifiers.math_answer import canonical
+
+    return canonical

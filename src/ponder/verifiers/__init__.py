@@ -1,0 +1,1 @@
+"""What scores a sample as an answer to a question."""

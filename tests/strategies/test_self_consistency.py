@@ -1,0 +1,152 @@
+"""Votes: over canonical answers, in the order of their start, within one budget, and stopped early by a stated risk."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from voting import voter
+
+import ponder
+from ponder.chat.model import Model
+from ponder.engine.scripted import Fault
+from ponder.errors import BudgetTooSmall, EngineError
+from ponder.strategies.self_consistency import decided, self_consistency, winner, wrong_leader
+from ponder.types import BestAnswer, Budget, Sample, SampleFinished, Trace, ask
+
+
+def number(text: str) -> str | None:
+    """The last word, where it is a number."""
+    word = text.rstrip(".").split()[-1] if text.split() else ""
+    return str(int(word)) if word.isdigit() else None
+
+
+def vote(model: Model, n: int, budget: int | Budget | None = 4000, **options: object) -> Trace:
+    return ponder.solve("?", model=model, strategy=self_consistency(n, canonical=number, **options), budget=budget)
+
+
+def sample(index: int, answer: str, logprob: float = 0.0) -> Sample:
+    return Sample(index, answer, ids=(1,), mask=(True,), logprobs=(logprob,), answer=answer)
+
+
+# ---------------------------------------------------------------- the vote
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3", "x"]), max_size=9))
+def test_the_most_frequent_answer_wins_and_ties_go_to_the_first(answers: list[str]) -> None:
+    won = winner([sample(i, a) for i, a in enumerate(answers)], "plain", number)
+    counts = Counter(a for a in answers if a != "x")
+    if counts:
+        best = max(counts.values())
+        expected = next(a for a in answers if counts.get(a) == best)
+        assert won is not None
+        assert (won.answer, won.index) == (expected, answers.index(expected))
+    else:
+        assert won == (sample(0, answers[0]) if answers else None)
+
+
+def test_the_weighted_vote_adds_probabilities() -> None:
+    samples = [sample(0, "1", math.log(0.2)), sample(1, "1", math.log(0.3)), sample(2, "2", math.log(0.6))]
+    assert winner(samples, "plain", number) is samples[0]
+    assert winner(samples, "logprob", number) is samples[2]
+    unsure = replace(samples[2], logprobs=(math.log(0.4),))
+    assert winner([*samples[:2], unsure], "logprob", number) is samples[0]
+
+
+def test_the_risk_is_the_tail_of_a_beta_distribution() -> None:
+    assert wrong_leader(4, 0) == 1 / 32
+    assert wrong_leader(0, 0) == wrong_leader(3, 3) == 0.5
+    # Integrated numerically: the density of Beta(6, 3) below one half.
+    steps = 20_000
+    area = sum(((i + 0.5) / steps) ** 5 * (1 - (i + 0.5) / steps) ** 2 for i in range(steps // 2)) / steps
+    assert wrong_leader(5, 2) == pytest.approx(area * math.gamma(9) / math.gamma(6) / math.gamma(3), abs=1e-6)
+    assert decided([sample(i, "7") for i in range(4)], 0.05, number)
+    assert not decided([sample(i, "7") for i in range(4)], 0.03, number)
+    assert not decided([], 0.4, number)
+
+
+# ---------------------------------------------------------------- with an engine
+
+
+def test_the_majority_is_the_answer_and_every_sample_is_paid_for() -> None:
+    trace = vote(voter("5", "7", "7", "9"), 4)
+    assert trace.answer == "The answer is 7."
+    assert [s.index for s in trace.samples] == sorted(s.index for s in trace.samples)
+    assert {s.answer for s in trace.samples} == {f"The answer is {a}." for a in "579"}
+    generated = sum(sum(s.mask) for s in trace.samples)
+    assert trace.cost.generated == generated + trace.cost.cancelled
+    assert trace.provenance.strategy == "self_consistency(4)"
+
+
+def test_there_is_a_best_answer_as_soon_as_one_has_ended() -> None:
+    async def run() -> list[object]:
+        strategy = self_consistency(3, canonical=number)
+        return [event async for event in strategy(ask("?"), voter("5", "7", "7"), Budget(tokens=3000))]
+
+    events = asyncio.run(run())
+    first = next(i for i, e in enumerate(events) if isinstance(e, SampleFinished))
+    assert isinstance(events[first + 1], BestAnswer)
+    assert [e.answer for e in events if isinstance(e, BestAnswer)][-1] == "The answer is 7."
+
+
+def test_it_stops_when_the_rest_could_hardly_change_the_vote() -> None:
+    all_of_them = vote(voter(*["7"] * 16), 16)
+    early = vote(voter(*["7"] * 16), 16, risk=0.05)
+    assert (len(all_of_them.samples), len(early.samples)) == (16, 4)
+    assert early.answer == "The answer is 7."
+    torn = vote(voter(*["7", "8"] * 4), 8, risk=0.05)
+    assert len(torn.samples) == 8
+
+
+def test_what_stops_early_counts_what_was_cut_short() -> None:
+    trace = vote(voter(*["7"] * 4, thinking="Hm. " * 40), 4, risk=0.4, at_once=4, budget=4000)
+    whole = [s for s in trace.samples if s.answer == "The answer is 7."]
+    assert whole
+    assert trace.cost.generated == sum(sum(s.mask) for s in trace.samples) + trace.cost.cancelled
+    assert trace.answer == "The answer is 7."
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    answers=st.lists(st.sampled_from(["1", "22", "no number"]), min_size=1, max_size=6),
+    budget=st.integers(40, 400),
+    risk=st.sampled_from([None, 0.05, 0.4]),
+    at_once=st.sampled_from([None, 1, 2]),
+    thinking=st.sampled_from(["", "I think.", "I count once more. " * 20]),
+)
+def test_never_over_budget_and_always_an_answer(
+    answers: list[str], budget: int, risk: float | None, at_once: int | None, thinking: str
+) -> None:
+    trace = vote(voter(*answers, thinking=thinking), len(answers), budget, risk=risk, at_once=at_once)
+    assert trace.cost.tokens <= budget
+    assert trace.answer
+    assert sorted(s.index for s in trace.samples) == list(range(len(trace.samples)))
+    assert trace.cost.tokens == sum(len(s.ids) for s in trace.samples) + trace.cost.cancelled
+
+
+def test_an_engine_that_fails_after_an_answer_ends_the_vote_with_it() -> None:
+    model = voter(*["7"] * 4, faults=[Fault("garbage", at=3, first_call=2, times=None)])
+    strategy = self_consistency(4, at_once=1, canonical=number)
+    assert ponder.solve("?", model=model, strategy=strategy, budget=4000).answer == "The answer is 7."
+    with pytest.raises(EngineError):
+        vote(voter("7", "7", faults=[Fault("garbage", at=3, times=None)]), 2)
+
+
+def test_a_budget_too_small_for_many_samples_draws_fewer() -> None:
+    assert len(vote(voter("7"), 8, 100).samples) == 3
+    with pytest.raises(BudgetTooSmall):
+        vote(voter("7"), 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "words"),
+    [(0, {}, "n must"), (3, {"risk": 0.7}, "risk"), (3, {"weight": "loud"}, "weight"), (3, {"at_once": 0}, "at_once")],
+)
+def test_settings_that_make_no_sense_are_refused(n: int, options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        self_consistency(n, **options)
