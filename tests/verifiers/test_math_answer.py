@@ -45,6 +45,9 @@ def score(verifier: Verifier, answer: str, reference: str | None = None, text: s
         ("The answer to the first question is 4.", "4"),
         ("The answer is 3. No: the answer is 5.", "5"),
         ("6 * 3 = 18\n#### 18", "18"),
+        ("The answer is 25 (5 times 5).", "25"),
+        ("The answer is 6. Her answer is wrong.", "6"),
+        (r"\boxed{\text{so } \boxed{2}}", "2"),
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])

@@ -37,31 +37,14 @@ _NUMBER = re.compile(
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 # A number followed by one of these, or by a letter that is no unit, is not that number.
 _CHANGES = frozenset(
-    [
-        "and",
-        "or",
-        "to",
-        "not",
-        "neither",
-        "plus",
-        "minus",
-        "times",
-        "over",
-        "pi",
-        "sqrt",
-        "sin",
-        "cos",
-        "tan",
-        "log",
-        "ln",
-        "exp",
-        "infinity",
-        "half",
-    ]
+    re.findall(r"\w+", "and or to not neither plus minus times over pi sqrt sin cos tan log ln exp infinity half")
 )
 _UNITS = frozenset("mgshlLKCFJNWV")
-_MARKED = re.compile(r"\banswer(?:\s+to\s[^\n.:]{1,80}?)?[*_\s]*(?:\s+is\b|:|=)[*_\s]*:?\s*(?=([^\n]*))", re.IGNORECASE)
-_CLAUSE = re.compile(r"[.!?](?=\s)|;|,\s(?=[a-z])|\b(?:because|since|so|which|where|as)\b", re.IGNORECASE)
+_MARKED = re.compile(r"\banswer(?:\s+to\s[^\n.:]{1,80}?)?[*_\s]*(?:\s+is\b|:|=)[*_\s]*:?\s*", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[.!?](?=\s)|;|,\s(?=[a-z])|(?<=\w)\s\((?=[^()]*[A-Za-z]{3})|\b(?:because|since|so|which|where|as)\b",
+    re.IGNORECASE,
+)
 _VULGAR = {letter: unicodedata.normalize("NFKC", letter).replace("⁄", "/") for letter in "¼½¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"}
 _LATEX = (
     (r"[−–]", "-"),
@@ -87,12 +70,24 @@ def _clean(text: str) -> str:
 
 
 def _boxed(text: str) -> str | None:
-    for found in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for position in range(found.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[found.end() : position]
+    opened: list[tuple[bool, int]] = []
+    last: tuple[int, int] | None = None
+    for found in re.finditer(r"(\\boxed\s*)?\{|\}", text):
+        if found[0] != "}":
+            opened.append((bool(found[1]), found.end()))
+        elif opened:
+            boxed, start = opened.pop()
+            if boxed and (last is None or start > last[0]):
+                last = (start, found.start())
+    return None if last is None else text[slice(*last)]
+
+
+def _marked(text: str) -> str | None:
+    for found in reversed(list(_MARKED.finditer(text))):
+        line = text[found.end() :].split("\n", 1)[0].strip()[:LONGEST]
+        phrase = _clean(_CLAUSE.split(line + " ", maxsplit=1)[0]).rstrip(".,;:!?")
+        if phrase and not re.match(r"(?:wrong|right|correct|incorrect|not)\b", phrase, re.IGNORECASE):
+            return phrase
     return None
 
 
@@ -111,10 +106,9 @@ def extract(text: str, strict: bool = False) -> str | None:
     boxed = _boxed(text)
     if boxed is not None:
         return _clean(boxed) or None
-    marked = [cut for found in _MARKED.finditer(text) if (cut := _CLAUSE.split(found[1].strip() + " ", maxsplit=1)[0])]
-    phrases = [phrase for cut in marked if (phrase := _clean(cut).rstrip(".,;:!?"))]
-    if phrases:
-        phrase, numbers = phrases[-1], _tokens(phrases[-1])
+    phrase = _marked(text)
+    if phrase is not None:
+        numbers = _tokens(phrase)
         words = set(re.findall(r"[a-z]+", phrase.casefold()))
         alone = not strict and len(numbers) == 1 and _number(phrase) is None
         # "The answer is that Anna has 12 apples".
