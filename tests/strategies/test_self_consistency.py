@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from voting import voter
 
 import ponder
-from ponder.chat.model import Model
-from ponder.engine.scripted import Fault
+from ponder.chat.model import Model, model_of
+from ponder.engine.scripted import Fault, ScriptedEngine, says
 from ponder.errors import BudgetTooSmall, EngineError
 from ponder.strategies.self_consistency import decided, self_consistency, winner, wrong_leader
 from ponder.types import BestAnswer, Budget, Sample, SampleFinished, Trace, ask
@@ -129,6 +129,13 @@ def test_never_over_budget_and_always_an_answer(
     assert trace.cost.tokens == sum(len(s.ids) for s in trace.samples) + trace.cost.cancelled
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_waves_share_one_bound_in_calls(calls: int) -> None:
+    trace = vote(voter(*["7"] * 4), 4, Budget(tokens=4000, calls=calls), at_once=1)
+    assert trace.answer == "The answer is 7."
+    assert (trace.cost.calls, len(trace.samples)) == (calls, calls)
+
+
 def test_an_engine_that_fails_after_an_answer_ends_the_vote_with_it() -> None:
     model = voter(*["7"] * 4, faults=[Fault("garbage", at=3, first_call=2, times=None)])
     strategy = self_consistency(4, at_once=1, canonical=number)
@@ -150,3 +157,12 @@ def test_a_budget_too_small_for_many_samples_draws_fewer() -> None:
 def test_settings_that_make_no_sense_are_refused(n: int, options: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         self_consistency(n, **options)
+
+
+def test_a_server_that_deals_in_messages_gives_one_reply_after_the_other_within_the_budget() -> None:
+    model = model_of(ScriptedEngine(says("I think.\n</think>\nThe answer is 7."), chat_only=True))
+    trace = vote(model, 3, Budget(tokens=600, calls=2))
+    assert trace.answer.endswith("The answer is 7.")
+    assert len(trace.samples) == 2
+    assert trace.cost.calls <= 2
+    assert trace.cost.tokens <= 600

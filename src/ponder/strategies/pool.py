@@ -54,6 +54,8 @@ class Pool:
     def __post_init__(self) -> None:
         if self.budget.tokens is not None:
             self.n = max(1, min(self.n, self.budget.tokens // LEAST_SHARE))
+        if not self.model.engine.capabilities.tokens:  # a server that deals in messages: one reply after the other
+            self.at_once = 1
 
     @property
     def in_order(self) -> list[Sample]:
@@ -72,7 +74,7 @@ class Pool:
 
         Where an engine fails after a sample has ended well, the pool ends there; else its error is raised.
         """
-        while self.started < self.n and not self.enough and not self._stopped:
+        while self.started < self.n and not (self.enough or self._stopped or self._spent_all):
             wave = min(self.at_once, self.n - self.started)
             try:
                 async with aclosing(self._wave(wave)) as events:
@@ -87,12 +89,25 @@ class Pool:
     def _stopped(self) -> bool:
         return self.model.stop is not None and self.model.stop.is_set()
 
+    @property
+    def _spent_all(self) -> bool:
+        """No time, call or dollar is left for another wave."""
+        calls = self.budget.calls is not None and self.spent.calls >= self.budget.calls
+        return calls or self.budget.exceeded(replace(self.spent, seconds=self._passed)) is not None
+
+    @property
+    def _passed(self) -> float:
+        return time.monotonic() - self._clock
+
     async def _wave(self, size: int) -> AsyncGenerator[Event, None]:
         first, self.started = self.started, self.started + size
         share = self._share(size)
         async with _halting(self.model, first) as (model, halt):
-            within = _waves if self.model.engine.capabilities.tokens else _one_by_one
-            async with aclosing(within(model, self.question, share, size, self.think)) as events:
+            if self.model.engine.capabilities.tokens:
+                within = think_within(model, self.question, share, size, self.think)
+            else:
+                within = reply_within(model, self.question, share, self.think)
+            async with aclosing(within) as events:
                 async for event in events:
                     moved = _renumbered(event, first)
                     if isinstance(moved, SampleFinished):
@@ -111,39 +126,16 @@ class Pool:
     def _share(self, size: int) -> Budget:
         """What a wave may spend: its samples' equal shares of tokens and dollars, and all the time and calls left."""
         budget, left = self.budget, self.n - self.started + size
-        seconds = None if budget.seconds is None else max(1e-3, budget.seconds - (time.monotonic() - self._clock))
-        calls = None if budget.calls is None else max(1, budget.calls - self.spent.calls)
+        seconds = None if budget.seconds is None else max(1e-3, budget.seconds - self._passed)
+        calls = None if budget.calls is None else budget.calls - self.spent.calls
         tokens = None if budget.tokens is None else budget.tokens // self.n * size
         dollars = budget.dollars
         if dollars is not None:
             dollars = max(1e-12, (dollars - (self.spent.dollars or 0.0)) * size / left)
-        return replace(budget, tokens=tokens, seconds=seconds, calls=calls, dollars=dollars)
-
-
-def _waves(model: Model, question: Question, budget: Budget, n: int, think: bool) -> AsyncGenerator[Event, None]:
-    return think_within(model, question, replace(budget, answer=_answer(budget, n)), n, think)
-
-
-async def _one_by_one(
-    model: Model, question: Question, budget: Budget, n: int, think: bool
-) -> AsyncGenerator[Event, None]:
-    """The same on a server that deals in messages: one reply after the other."""
-    tokens = None if budget.tokens is None else budget.tokens // n
-    dollars = None if budget.dollars is None else budget.dollars / n
-    for index in range(n):
-        if model.stop is not None and model.stop.is_set():
-            return
-        own = replace(budget, tokens=tokens, dollars=dollars, answer=_answer(budget, n))
-        async with aclosing(reply_within(model, question, own, think)) as events:
-            async for event in events:
-                yield _renumbered(event, index)
-
-
-def _answer(budget: Budget, n: int) -> int | None:
-    """Tokens kept back for the answer of each sample: no more than half of its share."""
-    if budget.answer is None or budget.tokens is None:
-        return budget.answer
-    return max(1, min(budget.answer, budget.tokens // n // 2))
+        answer = budget.answer
+        if answer is not None and tokens is not None:  # no more than half of a sample's share
+            answer = max(1, min(answer, tokens // size // 2))
+        return replace(budget, tokens=tokens, seconds=seconds, calls=calls, dollars=dollars, answer=answer)
 
 
 def _renumbered(event: Event, first: int) -> Event:
