@@ -18,7 +18,7 @@ from typing import Literal
 
 from ponder.chat.model import Model
 from ponder.protocols import Strategy, Verifier
-from ponder.strategies.pool import Pool
+from ponder.strategies.pool import Pool, of_several
 from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished, Score, Scored
 
 Aggregate = Literal["value", "min", "product", "mean", "last"]
@@ -49,10 +49,7 @@ def best_of_n(
     def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
         return _best(Pool(question, model, budget, n, wave), verifier or _arithmetic(), aggregate, enough)
 
-    strategy.draws = n > 1  # type: ignore[attr-defined]  # samples that were all alike would be of no use
-    strategy.several = True  # type: ignore[attr-defined]  # so a terminal shows a line a sample
-    strategy.__qualname__ = f"best_of_n({n})"
-    return strategy
+    return of_several(strategy, f"best_of_n({n})", draws=n > 1)
 
 
 async def _best(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ponder.chat.model import Model
 from ponder.errors import BudgetTooSmall, EngineError
+from ponder.protocols import Strategy
 from ponder.strategies.budget import think_within
 from ponder.strategies.message_budget import reply_within
 from ponder.types import (
@@ -167,3 +168,13 @@ async def _halting(model: Model, first: int) -> AsyncIterator[tuple[Model, async
 async def _pass_on(outer: asyncio.Event, halt: asyncio.Event) -> None:
     await outer.wait()
     halt.set()
+
+
+def of_several(strategy: Strategy, name: str, draws: bool) -> Strategy:
+    """The strategy, marked as one of several samples, which a terminal tells in a line each.
+
+    `draws`: they have to differ, so a greedy model is sampled at a temperature. `name` is what traces call it.
+    """
+    vars(strategy).update(several=True, draws=draws)
+    strategy.__qualname__ = name  # type: ignore[attr-defined]  # a function has one, the protocol asks for none
+    return strategy

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from ponder.chat.model import Model
 from ponder.protocols import Strategy, Verifier
-from ponder.strategies.pool import Pool
+from ponder.strategies.pool import Pool, of_several
 from ponder.types import (
     BestAnswer,
     Budget,
@@ -48,9 +48,7 @@ def refine(rounds: int = 2, verifier: Verifier | None = None, *, enough: float =
     def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
         return _refined(question, model, budget, rounds, verifier, enough)
 
-    strategy.several = True  # type: ignore[attr-defined]  # so a terminal shows a line a sample
-    strategy.__qualname__ = f"refine({rounds})"
-    return strategy
+    return of_several(strategy, f"refine({rounds})", draws=False)
 
 
 async def _refined(

@@ -24,7 +24,7 @@ from typing import Literal
 
 from ponder.chat.model import Model
 from ponder.protocols import Strategy
-from ponder.strategies.pool import Pool
+from ponder.strategies.pool import Pool, of_several
 from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished
 
 Weight = Literal["plain", "logprob"]
@@ -60,10 +60,7 @@ def self_consistency(
         return _voted(pool, weight, risk, canonical or _canonical())
 
     settings = [str(n), *([f"weight={weight!r}"] if weight != "plain" else []), *([f"risk={risk}"] if risk else [])]
-    strategy.draws = n > 1  # type: ignore[attr-defined]  # samples that were all alike would be of no use
-    strategy.several = True  # type: ignore[attr-defined]  # so a terminal shows a line a sample
-    strategy.__qualname__ = f"self_consistency({', '.join(settings)})"
-    return strategy
+    return of_several(strategy, f"self_consistency({', '.join(settings)})", draws=n > 1)
 
 
 async def _voted(
