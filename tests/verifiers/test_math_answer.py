@@ -10,21 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scoring import score
 
 from ponder.errors import InputError
-from ponder.protocols import Verifier
-from ponder.types import Question, Sample, Score, user
 from ponder.verifiers import child
 from ponder.verifiers.math_answer import canonical, extract, math_answer
-
-
-def score(verifier: Verifier, answer: str, reference: str | None = None, text: str = "?", **more: Any) -> Score:
-    sample = Sample(0, answer, answer=answer, thinking=more.pop("thinking", ""))
-
-    async def run() -> Score:
-        return await verifier(Question((user(text),), reference=reference, metadata=more), sample)
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
-from typing import Any
 
 import pytest
+from scoring import score
 
 from ponder.errors import InputError
-from ponder.protocols import Verifier
-from ponder.types import Question, Sample, Score, user
 from ponder.verifiers.choice import choice
 from ponder.verifiers.compose import all_of
 from ponder.verifiers.pattern import pattern
@@ -19,15 +16,6 @@ from ponder.verifiers.schema import json_schema
 from ponder.verifiers.text_match import exact_text, normalised_text
 
 CITIES = ["York", "New York", "Rome", "A Coruña"]
-
-
-def score(verifier: Verifier, answer: str, reference: str | None = None, text: str = "?", **more: Any) -> Score:
-    sample = Sample(0, answer, answer=answer, thinking=more.pop("thinking", ""))
-
-    async def run() -> Score:
-        return await verifier(Question((user(text),), reference=reference, metadata=more), sample)
-
-    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(
