@@ -5,7 +5,7 @@ Anything of the right shape will do; nothing has to be registered or inherited.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -26,6 +26,8 @@ class Capabilities:
     shared_prefill: n samples of one prompt compute the prompt once.
     fork: continuing a prefix that was generated before recomputes at most a few tokens.
     exact_cancel: after a cancel nothing more is generated, and every generated token was delivered.
+    until: honours `SamplingParams.until`.
+    first: honours `SamplingParams.first`.
     adapters: names of the low-rank adapters that a request may switch on.
     """
 
@@ -36,6 +38,8 @@ class Capabilities:
     shared_prefill: bool = True
     fork: bool = True
     exact_cancel: bool = True
+    until: bool = False
+    first: bool = False
     adapters: tuple[str, ...] = ()
 
 
@@ -66,6 +70,10 @@ class SamplingParams:
     in the engine's arithmetic; None draws one. `ignore_eos` forbids the end-of-turn tokens. `adapters` maps a
     name of `Capabilities.adapters` to its scale; None means all that the engine was opened with, at
     their default scale, {} means the bare base model.
+
+    `until` ends a sample, with finish "length", after the first token whose text holds that character:
+    it can then be continued. `first` is the number of the first sample of the request: sample i draws what
+    sample `first` + i would. Both only where the engine's capabilities say so.
     """
 
     max_tokens: int
@@ -76,8 +84,14 @@ class SamplingParams:
     seed: int | None = None
     ignore_eos: bool = False
     adapters: Mapping[str, float] | None = None
+    until: str = ""
+    first: int = 0
 
     def __post_init__(self) -> None:
+        if len(self.until) > 1:
+            raise ValueError(f"until must be one character, not {self.until!r}")
+        if self.first < 0:
+            raise ValueError(f"first must be at least 0, not {self.first}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}")
         if not self.temperature >= 0:  # as NaN is not, either
@@ -134,6 +148,14 @@ class ChatChunk:
     prompt_cached: int | None = None
 
 
+class LogProbs(list[float]):
+    """Log-probabilities, and what it took: `computed` tokens, of which none was in the cache."""
+
+    def __init__(self, values: Iterable[float] = (), computed: int = 0) -> None:
+        super().__init__(values)
+        self.computed = computed
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Token ids in, token ids out. Closing the iterator of `sample` or `chat` cancels the work."""
@@ -164,7 +186,7 @@ class Engine(Protocol):
         ...
 
     async def score(self, ids: Sequence[int], start: int, params: SamplingParams | None = None) -> list[float]:
-        """Log-probability of each of `ids[start:]` given everything before it."""
+        """Log-probability of each of `ids[start:]` given everything before it; `LogProbs` where the cost is known."""
         ...
 
     def chat(
@@ -179,7 +201,11 @@ class Engine(Protocol):
 
 
 class Verifier(Protocol):
-    """Scores a sample as an answer to a question."""
+    """Scores a sample as an answer to a question.
+
+    One that asks a model may carry `tokens`, the most tokens of the budget that scoring one sample takes,
+    and `with_model`, which gives the verifier for the model that a strategy runs on (see `bound`).
+    """
 
     def __call__(self, question: Question, sample: Sample) -> Awaitable[Score]: ...
 
@@ -198,6 +224,17 @@ class Tool:
     description: str
     schema: Mapping[str, Any]
     run: Callable[..., Awaitable[str]]
+
+
+def bound(verifier: Verifier, model: Any) -> Verifier:
+    """The verifier, asking `model` where it asks a model and was given none."""
+    with_model: Callable[[Any], Verifier] | None = getattr(verifier, "with_model", None)
+    return verifier if with_model is None else with_model(model)
+
+
+def most_tokens(verifier: Verifier) -> int:
+    """Tokens of the budget that scoring one sample takes at the most."""
+    return int(getattr(verifier, "tokens", 0))
 
 
 @asynccontextmanager

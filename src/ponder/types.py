@@ -141,7 +141,7 @@ def ask(question: str | Question | tuple[Message, ...] | list[Message]) -> Quest
     return Question(tuple(question))
 
 
-# ---------------------------------------------------------------- samples and scores
+# ---------------------------------------------------------------- samples
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ class Span:
 class Sample:
     """One continuation of one prompt, token by token, so that it can be continued, forked or trained on.
 
+    A sample that was forked off another one names it as `parent`, with which it shares the first `fork` tokens.
     `ids[i]` was sampled by the model where `mask[i]` is True and written by ponder (a closing
     marker, say) where it is False; `logprobs[i]` is the natural logarithm of its probability under
     the model at temperature 1, None where it is unknown. Engines that deal in text alone leave
@@ -175,6 +176,8 @@ class Sample:
     answer: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     exact: bool = True
+    parent: int | None = None
+    fork: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.mask) == len(self.logprobs):
@@ -184,17 +187,7 @@ class Sample:
             )
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a verifier thinks of a sample; `steps` holds one value a step where it scores steps."""
-
-    value: float
-    verifier: str
-    why: str = ""
-    steps: tuple[float, ...] = ()
-
-
-# ---------------------------------------------------------------- cost and budget
+# ---------------------------------------------------------------- cost, scores and budget
 
 
 def _add_unknown(a: float | None, b: float | None) -> float | None:
@@ -264,6 +257,21 @@ class Cost:
         mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
         known = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
         return all(a <= b for a, b in known)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a verifier thinks of a sample; `steps` holds one value a step where it scores steps.
+
+    `cost` is what scoring cost, where a model did it: one `verifier` token for each value read off a
+    distribution, and what the model said where it was let speak.
+    """
+
+    value: float
+    verifier: str
+    why: str = ""
+    steps: tuple[float, ...] = ()
+    cost: Cost = Cost()
 
 
 @dataclass(frozen=True)

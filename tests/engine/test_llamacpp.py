@@ -75,6 +75,40 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_temperature(llama
     on(llama, work)
 
 
+def test_a_sample_ends_after_the_token_that_holds_the_text_it_was_to_end_at(llama: LlamaEngine) -> None:
+    async def work(engine: LlamaEngine, _: list[int]) -> None:
+        lines = await engine.tokenize("one\ntwo\nthree\nfour\n")
+        got = await take(engine, lines, max_tokens=20, temperature=0.0, until="\n", adapters=BARE)
+        assert got.finishes == {0: "length"}
+        assert got.text().count("\n") == 1
+        assert got.text().endswith("\n")
+        assert len(got.ids()) < 20
+
+    on(llama, work)
+
+
+def test_samples_numbered_from_elsewhere_are_those_of_one_larger_request(llama: LlamaEngine) -> None:
+    async def work(engine: LlamaEngine, prompt: list[int]) -> None:
+        await take(engine, prompt, max_tokens=1)
+        # One token: what follows depends on how many run side by side, by rounding.
+        both = await take(engine, prompt, n=8, max_tokens=1, seed=3, temperature=5.0)
+        rest = await take(engine, prompt, n=5, max_tokens=1, seed=3, temperature=5.0, first=3)
+        assert [rest.ids(i) for i in range(5)] == [both.ids(i) for i in range(3, 8)]
+        assert [rest.ids(i) for i in range(5)] != [both.ids(i) for i in range(5)]
+
+    on(llama, work)
+
+
+def test_scoring_tells_what_it_computed(llama: LlamaEngine) -> None:
+    async def work(engine: LlamaEngine, _: list[int]) -> None:
+        text = await engine.tokenize("A text that nobody has scored before, of a few tokens.")
+        assert (await engine.score(text, 1)).computed == len(text) - 1
+        again = await engine.score(text, len(text) - 2)
+        assert again.computed == 2
+
+    on(llama, work)
+
+
 def test_an_unfinished_character_is_held_back_until_it_is_whole(llama: LlamaEngine) -> None:
     async def work(engine: LlamaEngine, _: list[int]) -> None:
         faces = await engine.tokenize("😀😁" * 5 + "😀")

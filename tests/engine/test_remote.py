@@ -383,6 +383,10 @@ def test_bad_requests_are_refused_before_they_are_sent() -> None:
             await drain(engine.sample(PROMPT, 0, CAP))
         with pytest.raises(Unsupported, match="adapter"):
             engine.sample(PROMPT, 1, replace(CAP, adapters={"a": 1.0}))
+        with pytest.raises(Unsupported, match="until and first"):
+            engine.sample(PROMPT, 1, replace(CAP, until="x"))
+        with pytest.raises(Unsupported, match="until and first"):
+            engine.sample(PROMPT, 1, replace(CAP, first=2))
         with pytest.raises(Unsupported, match="adapter"):
             await engine.score([1, 2], 1, replace(CAP, adapters={"a": 1.0}))
         await drain(engine.sample(PROMPT, 1, replace(CAP, adapters={})))

@@ -639,6 +639,26 @@ def test_log_probabilities_come_from_the_callable_alike_in_sample_and_score() ->
         run(engine.score([1], 2))
 
 
+def test_a_sample_ends_at_the_character_it_is_asked_to_end_at() -> None:
+    chunks = run(
+        gather(ScriptedEngine(says("one\ntwo\n")).sample(TOKENIZER.encode(PROMPT), 1, SamplingParams(99, until="\n")))
+    )
+    assert (text_of(chunks), chunks[-1].finish) == ("one\n", "length")
+    with pytest.raises(Unsupported, match="leave until out"):
+        run(gather(ScriptedEngine(says("x"), until=False).sample([1], 1, SamplingParams(9, until="\n"))))
+    with pytest.raises(ValueError, match="one character"):
+        SamplingParams(9, until="ab")
+
+
+def test_samples_are_numbered_from_where_they_are_asked_to() -> None:
+    chunks = run(
+        gather(ScriptedEngine(says("a", "b", "c")).sample(TOKENIZER.encode(PROMPT), 2, SamplingParams(9, first=1)))
+    )
+    assert [c.text for c in chunks if c.text] == ["b", "c"]
+    with pytest.raises(ValueError, match="at least 0"):
+        SamplingParams(9, first=-1)
+
+
 def test_score_without_log_probabilities_is_unsupported() -> None:
     with pytest.raises(Unsupported, match="no log-probabilities"):
         run(ScriptedEngine(says("x")).score([1], 0))

@@ -33,7 +33,7 @@ from ponder.engine.libllama import CACHE_TYPES
 from ponder.engine.sampling import Sampling
 from ponder.engine.weights import Adapter
 from ponder.errors import EngineDisconnected, EngineError, InputError, PonderError, Unsupported
-from ponder.protocols import Capabilities, ChatChunk, Chunk, ModelInfo, SamplingParams
+from ponder.protocols import Capabilities, ChatChunk, Chunk, LogProbs, ModelInfo, SamplingParams
 from ponder.types import Finish, Message
 
 Line = dict[str, Any]
@@ -193,7 +193,7 @@ class LlamaEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(score=True, adapters=tuple(a.name for a in self._adapters))
+        return Capabilities(score=True, until=True, first=True, adapters=tuple(a.name for a in self._adapters))
 
     @property
     def pid(self) -> int:
@@ -328,10 +328,8 @@ class LlamaEngine:
         if not 1 <= start <= len(ids):
             raise InputError(f"cannot score from token {start} of {len(ids)}", "start lies between 1 and the length")
         scales = self._scales(params.adapters if params else None)
-        scores: list[float] = await self._ask(
-            {"op": "score", "ids": _integers(ids), "start": start, "adapters": scales}
-        )
-        return scores
+        computed, scores = await self._ask({"op": "score", "ids": _integers(ids), "start": start, "adapters": scales})
+        return LogProbs(scores, computed)
 
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
         if n < 1:
@@ -370,6 +368,7 @@ class _Stream:
             "prefix": prefix,
             "n": n,
             "max_tokens": params.max_tokens,
+            "until": params.until,
             "adapters": engine._scales(params.adapters),
             "sampling": asdict(
                 Sampling(
@@ -379,6 +378,7 @@ class _Stream:
                     min_p=params.min_p,
                     seed=random.getrandbits(63) if params.seed is None else params.seed,
                     ignore_eos=params.ignore_eos,
+                    first=params.first,
                 )
             ),
         }

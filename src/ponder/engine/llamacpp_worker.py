@@ -148,7 +148,7 @@ class Worker:
             scores = self._scheduler.score(line["ids"], line["start"], tuple(line["adapters"]))
             if scores is None:
                 return
-            self.send({"id": line["id"], "result": scores})
+            self.send({"id": line["id"], "result": [scores.computed, scores]})
         except PonderError as error:
             self.send({"id": line["id"], "error": _wire(error)})
         self._scores.popleft()
@@ -176,6 +176,7 @@ class Worker:
             max_tokens=line["max_tokens"],
             sampling=Sampling(**line["sampling"]),
             adapters=tuple(line["adapters"]),
+            pauses=self._pauses(line["until"]),
             emit=emit,
             fail=fail,
             prompt=lambda computed, cached: self.send({"id": key, "prompt": [computed, cached]}),
@@ -185,6 +186,10 @@ class Worker:
             self._scheduler.add(request)
         except PonderError as error:
             fail(error)
+
+    def _pauses(self, until: str) -> Callable[[int], bool]:
+        wanted = until.encode().decode("latin-1")
+        return lambda token: bool(wanted) and wanted in self._piece(token)
 
     def _piece(self, token: int) -> str:
         return "" if token in self._end_ids else self._model.piece(token).decode("latin-1")

@@ -150,7 +150,7 @@ class RemoteEngine:
         if not 1 <= start <= len(ids):
             raise InputError(f"cannot score from token {start} of {len(ids)}", "start at 1 or later")
         if params:
-            _check_adapters(params)
+            _check_params(params)
         dialect = self._dialect()
         return await dialect.score(ids, start) if dialect.capabilities.score or start < len(ids) else []
 
@@ -162,7 +162,7 @@ class RemoteEngine:
         than n at once, they come in rounds; the prompt is counted for the first.
         """
         self._check_open()
-        _check_adapters(params)
+        _check_params(params)
         dialect = self._dialect()
         ids = list(prefix)
         if not ids:
@@ -190,7 +190,7 @@ class RemoteEngine:
         request together, so with n > 1 the last to end carries what the others leave.
         """
         self._check_open()
-        _check_adapters(params)
+        _check_params(params)
         turns = tuple(messages)
 
         def ask(first: int, size: int) -> AsyncIterator[ChatChunk]:
@@ -244,7 +244,9 @@ class RemoteEngine:
         return Refused(f"the server has no model {model!r}", mend, status=404, message=refused.message)
 
 
-def _check_adapters(params: SamplingParams) -> None:
+def _check_params(params: SamplingParams) -> None:
+    if params.until or params.first:
+        raise Unsupported("a server cannot stop at a character or number its samples", "leave until and first out")
     if params.adapters:
         names = ", ".join(params.adapters)
         raise Unsupported(

@@ -37,11 +37,12 @@ class Sampling:
     min_p: float
     seed: int
     ignore_eos: bool
+    first: int = 0
 
     def random(self, index: int) -> np.random.Generator:
         """Sample `index`'s own stream of random numbers: it depends on nothing that runs beside it."""
         # A seed may have any sign; as a spawn key, the index never runs together with the words of a long seed.
-        seed = np.random.SeedSequence(self.seed % 2**64, spawn_key=(index,))
+        seed = np.random.SeedSequence(self.seed % 2**64, spawn_key=(self.first + index,))
         return np.random.Generator(np.random.PCG64(seed))
 
 

@@ -24,6 +24,7 @@ from ponder.engine.libllama import ABORTED
 from ponder.engine.sampling import Sampling, log_softmax_at, pick
 from ponder.engine.shelf import Shelf, State, cells, common
 from ponder.errors import ContextOverflow, EngineError, PonderError
+from ponder.protocols import LogProbs
 
 Logits = npt.NDArray[np.float32]
 
@@ -86,6 +87,8 @@ class Request:
     emit: Callable[[list[tuple[int, int, float]], list[tuple[int, str]]], None]
     fail: Callable[[PonderError], None]
     prompt: Callable[[int, int], None]
+    pauses: Callable[[int], bool] = lambda token: False
+    """Whether a sample ends after this token, to be continued."""
     holder: _Slot | None = None
     logits: Logits | None = None
     started: int = 0
@@ -179,7 +182,7 @@ class Scheduler:
         self._finish_prefill(prefilling)
         self._sample_all(decoding)
 
-    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...]) -> list[float] | None:
+    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...]) -> LogProbs | None:
         """Log-probabilities of `ids[start:]`, start >= 1; None where there is no room before the next step.
 
         None, too, where it was aborted. Raises ContextOverflow for what would never fit, and EngineError.
@@ -196,8 +199,8 @@ class Scheduler:
         finally:
             self._release(slot)
 
-    def _score_rows(self, slot: _Slot, ids: Sequence[int], start: int, cached: int) -> list[float] | None:
-        scores: list[float] = []
+    def _score_rows(self, slot: _Slot, ids: Sequence[int], start: int, cached: int) -> LogProbs | None:
+        scores = LogProbs(computed=max(0, len(ids) - 1 - cached))
         size = min(SCORED_A_BATCH, self._backend.batch)
         for begin in range(cached, len(ids) - 1, size):
             end = min(begin + size, len(ids) - 1)
@@ -330,7 +333,8 @@ class Scheduler:
         sample.next, logprob = pick(logits, request.sampling, sample.random, banned)
         sample.count += 1
         tokens.append((sample.index, sample.next, logprob))
-        finish = "stop" if sample.next in self._end_ids else "length" if sample.count == request.max_tokens else None
+        cut = sample.count == request.max_tokens or request.pauses(sample.next)
+        finish = "stop" if sample.next in self._end_ids else "length" if cut else None
         if finish:
             finishes.append((sample.index, finish))
             self._end(sample)

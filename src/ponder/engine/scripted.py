@@ -138,7 +138,7 @@ class _Call:
         text = codecs.getincrementaldecoder("utf-8")("replace")
         # A prefix may end inside a character (a fork does not care): the decoder has to know its first bytes.
         text.decode(self.engine.tokenizer.decode(self.prefix[-3:]))
-        return _Lane(index, iter(self.engine.reply(self.prefix, index, self.params)), text)
+        return _Lane(index, iter(self.engine.reply(self.prefix, self.params.first + index, self.params)), text)
 
     @property
     def sequences(self) -> list[tuple[int, ...]]:
@@ -192,8 +192,10 @@ class _Call:
                 text += lane.text.decode(b"", final=True)
                 finish = "stop"
             else:
-                text += lane.text.decode(self.engine.tokenizer.piece(token))
-                finish = "length" if len(lane.ids) >= self.limit else None
+                piece = self.engine.tokenizer.piece(token)
+                text += lane.text.decode(piece)
+                cut = len(lane.ids) >= self.limit or (self.params.until and self.params.until.encode() in piece)
+                finish = "length" if cut else None
         return self._chunk(lane, ids, text, finish)
 
     def _chunk(self, lane: _Lane, ids: list[int], text: str, finish: Finish | None) -> Chunk:
@@ -289,6 +291,7 @@ class ScriptedEngine:
     specials: special tokens beside `<|im_start|>` and `eos`; each becomes one id.
     chat_only: deals in messages alone, as many servers do: `chat` works, `sample` does not.
     burst: tokens a chunk.
+    until: whether it ends samples at `SamplingParams.until`.
     logprob: log-probability of a token after a prefix; without it there are none, and no `score`.
 
     `calls`, `generated` (tokens given out, cancelled streams included) and `open_streams` are honest
@@ -308,6 +311,7 @@ class ScriptedEngine:
         chat_only: bool = False,
         burst: int = 1,
         logprob: LogProb | None = None,
+        until: bool = True,
         uri: str | None = None,
     ) -> None:
         if burst < 1 or context < 1:
@@ -328,7 +332,12 @@ class ScriptedEngine:
         )
         self._logprob = logprob
         self._capabilities = Capabilities(
-            tokens=not chat_only, chat=chat_only, logprobs=logprob is not None, score=logprob is not None
+            tokens=not chat_only,
+            chat=chat_only,
+            logprobs=logprob is not None,
+            score=logprob is not None,
+            until=until,
+            first=True,
         )
         self._affected: list[set[int]] = [set() for _ in self.faults]
         self._cache = _PrefixCache()
@@ -440,6 +449,8 @@ class ScriptedEngine:
         self._admit()
         if n < 1:
             raise ValueError(f"n must be at least 1, not {n}")
+        if params.until and not self._capabilities.until:
+            raise Unsupported("this scripted engine does not stop at a text", "leave until out")
         if params.adapters:
             raise Unsupported("a scripted engine has no adapters", "leave adapters out")
         if not prefix:
