@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from drive import MARKERS, babbler, check, check_told, short, think
+from drive import MARKERS, babbler, check, check_told, of, short, think, turn_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.chat.formats import FAMILIES, THINK_TAGS, ThinkingFormat
-from ponder.engine.scripted import Fault
+from ponder.engine.scripted import EOS, Fault, ScriptedEngine
 from ponder.errors import EngineError, EngineTimeout, NoAnswer
 from ponder.protocols import SamplingParams
 from ponder.types import Budget
@@ -74,7 +74,9 @@ def test_never_over_budget_and_always_an_answer(
     check(engine, outcome, budget, n)
     assert calls is None or outcome.total.calls <= calls
     if outcome.error is None:
-        assert all(sample.answer for sample, _ in outcome.finished)
+        # One that used up its calls has none, where another has.
+        assert all(sample.answer or (calls and sample.finish == "cancelled") for sample, _ in outcome.finished)
+        assert any(sample.answer for sample, _ in outcome.finished)
     elif isinstance(outcome.error, NoAnswer):
         blank = [cost for s, cost in outcome.finished if s.answer.strip(" .:*\n") in ("", "A", "The answer is")]
         assert any(cost.tokens == budget // n for cost in blank), "there was an answer, or room for trying on"
@@ -185,3 +187,18 @@ def test_stopped_at_any_moment_it_ends_softly_and_counts_right(
         assert any(sample.finish == "cancelled" for sample, _ in outcome.finished)
     else:
         assert all(sample.finish == "length" for sample, _ in outcome.finished)
+
+
+def test_a_sample_without_an_answer_ends_no_other() -> None:
+    """Of two samples the first never says a word."""
+
+    def source(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Iterator[int]:
+        said = bytes(t for t in turn_of(prefix) if t < 256)
+        mute = index == 0 and b"7" not in said
+        yield from [ord(" ")] * 2000 if mute else [ord("7"), EOS]
+
+    engine = ScriptedEngine(source)
+    outcome = think(of(engine, FAMILIES["think-tags"]), 200, 2, think=False)
+    check(engine, outcome, 200, 2)
+    assert outcome.error is None
+    assert sorted(bool(sample.answer.removeprefix("The answer is")) for sample, _ in outcome.finished) == [False, True]

@@ -20,6 +20,7 @@ What happens where a model strays from its format:
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Sequence
@@ -94,6 +95,12 @@ class Parser:
         parser.feed(assistant_text_so_far)
         parser._owed = len(parser._buffer)
         return parser
+
+    def fork(self) -> Parser:
+        """Another parser that stands where this one stands."""
+        twin = copy.copy(self)
+        twin._out = []
+        return twin
 
     @property
     def state(self) -> State:

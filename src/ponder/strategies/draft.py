@@ -19,6 +19,7 @@ Source of "Wait": Muennighoff et al., s1: Simple test-time scaling (2025), secti
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,8 @@ class Draft:
     """Engine calls are running out: no token by token grace."""
     final: bool = False
     """The next engine call is the last."""
+    inherited: int = 0
+    """So many ids at the beginning are another draft's, which accounts for them."""
 
     def __post_init__(self) -> None:
         self._parser = Parser(self.format, inside=self.inside, tools=self.tools)
@@ -178,6 +181,16 @@ class Draft:
         self.deaf = False
         """Further tokens of the request under way are not wanted."""
 
+    def fork(self, index: int) -> Draft:
+        """Another draft that goes on from here. What was sampled and dropped so far is this one's to account for."""
+        twin = copy.copy(self)
+        twin.index, twin.inherited = index, len(self.ids)
+        twin._parser = self._parser.fork()
+        for name in ("ids", "_pieces", "_kinds", "_logprobs", "_whole", "_owed"):
+            setattr(twin, name, list(getattr(self, name)))
+        twin._unsaid, twin._cancelled = [], 0
+        return twin
+
     # ------------------------------------------------------------ what has been said
 
     @property
@@ -187,6 +200,16 @@ class Draft:
     @property
     def answer(self) -> str:
         return "".join(p.text for p in self._pieces if p.kind == "answer").strip()
+
+    @property
+    def said(self) -> str:
+        """The text of all ids."""
+        return self._text
+
+    @property
+    def own(self) -> int:
+        """Tokens of the budget that this draft has used, without what it inherited."""
+        return self.used - self.inherited
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
@@ -215,9 +238,10 @@ class Draft:
         return not said.strip(_NO_WORD) and not self.calls
 
     def cost(self) -> Cost:
-        """What this sample's tokens cost; the prompt and the time are the driver's to add."""
-        answer = self._kinds.count("answer")
-        return Cost(thinking=self._thinking, answer=answer, cancelled=self._cancelled, written=self.written)
+        """What this sample's own tokens cost; the prompt and the time are the driver's to add."""
+        own = self._kinds[self.inherited :]
+        thinking, answer = own.count("thinking"), own.count("answer")
+        return Cost(thinking=thinking, answer=answer, cancelled=self._cancelled, written=own.count("written"))
 
     def sample(self) -> Sample:
         """The finished sample."""
@@ -407,9 +431,10 @@ class Draft:
 
     def _drop_to(self, ids: int, characters: int) -> None:
         """Takes all that follows out of the sequence: what was sampled of it costs."""
-        dropped = self._kinds[ids:]
-        self._cancelled += len(dropped) - dropped.count("written")
+        dropped, own = self._kinds[ids:], self._kinds[max(ids, self.inherited) :]
+        self._cancelled += len(own) - own.count("written")
         self._thinking -= dropped.count("thinking")
+        self.inherited = min(self.inherited, ids)
         del self.ids[ids:], self._kinds[ids:], self._logprobs[ids:]
         self._text = self._text[:characters]
         while self._whole[-1][0] > ids:

@@ -19,7 +19,8 @@ from ponder.chat.model import Model, with_instruction
 from ponder.chat.parse import Parser, Piece
 from ponder.errors import BudgetTooSmall, EngineDisconnected, EngineError, EngineTimeout, NoAnswer
 from ponder.protocols import ChatChunk
-from ponder.strategies.budget import Limits, affordable
+from ponder.strategies.budget import affordable
+from ponder.strategies.requests import Limits
 from ponder.strategies.waiting import next_or_none
 from ponder.types import (
     AnswerDelta,

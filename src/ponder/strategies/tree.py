@@ -1,0 +1,403 @@
+"""A tree of samples under one budget: branches that grow step by step, are scored, dropped, or finished.
+
+A step is a line of thinking (or `step` tokens of it); the answer belongs to the last step. A branch is a
+`Draft`: its first child goes on in the same draft, the others are forks of it, token for token, so an
+engine that keeps its cache computes each token of the tree once:
+
+    tokens computed = prompt + sum over branches of their own tokens
+
+What a branch inherits is paid by its parent; `Sample.parent` and `Sample.fork` tell where it left it.
+Every round is dealt out of what is left of the whole budget,
+
+    a = floor(left / branches) - V >= step + |closing| + |opener| + 4       V: tokens of one scoring
+
+so that each branch could still close its thinking and answer; where that does not fit, fewer branches grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from ponder.chat.model import Model, Prompt
+from ponder.errors import EngineError, EngineTimeout, PonderError, Unsupported
+from ponder.protocols import Strategy, Verifier, bound, most_tokens
+from ponder.strategies.best_of_n import Aggregate, aggregated
+from ponder.strategies.budget import no_answer, prepared
+from ponder.strategies.draft import Action, Draft, Generate, Plan
+from ponder.strategies.pool import of_several
+from ponder.strategies.requests import Limits, Requests
+from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished, Scored
+
+KEPT_CALLS = 2
+"""Requests kept back while branches grow, for the answer of the best one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a step ends: after `character` on a line that is not blank, or after `most` tokens. Answers have no end."""
+
+    start: int
+    begin: int
+    most: int
+    character: str = "\n"
+
+    def __call__(self, draft: Draft) -> bool:
+        if not draft.still_thinking:
+            return False
+        line = self.character != "" and self.character in draft.said[self.start :].lstrip()
+        return line or self.left(draft) <= 0
+
+    def left(self, draft: Draft) -> int:
+        return self.begin + self.most - len(draft.ids)
+
+
+@dataclass
+class Branch:
+    """A sample of the tree. `value` is the verifier's, aggregated; `over`: it grows no more."""
+
+    draft: Draft
+    parent: int | None = None
+    fork: int = 0
+    value: float = 0.0
+    over: bool = False
+    told: bool = False
+    error: PonderError | None = None
+
+    @property
+    def index(self) -> int:
+        return self.draft.index
+
+    @property
+    def answered(self) -> bool:
+        return self.over and self.error is None and not self.draft.empty
+
+    def sample(self) -> Sample:
+        """The branch as a sample: what has been said so far, its parent's part included."""
+        return replace(self.draft.sample(), parent=self.parent, fork=self.fork)
+
+
+Search = Callable[["Tree"], Awaitable[None]]
+
+
+def search_strategy(
+    name: str, search: Search, verifier: Verifier | None, aggregate: Aggregate, step: int, line: str = "\n"
+) -> Strategy:
+    """The strategy that grows a tree by `search`. `step` bounds the tokens of a step, `line` ends one."""
+
+    def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
+        return _searched(question, model, budget, search, verifier, aggregate, step, line)
+
+    return of_several(strategy, name, draws=True)
+
+
+async def _searched(
+    question: Question,
+    model: Model,
+    budget: Budget,
+    search: Search,
+    verifier: Verifier | None,
+    aggregate: Aggregate,
+    step: int,
+    line: str,
+) -> AsyncGenerator[Event, None]:
+    if not model.engine.capabilities.tokens:
+        raise Unsupported(
+            "this server deals in messages, and a search continues exact tokens",
+            "take vote or best_of_n, or a server with token ids",
+        )
+    limits = Limits(time.monotonic(), budget.seconds, budget.calls, model.stop)
+    try:
+        async with asyncio.timeout(budget.seconds):
+            prompt, plan = await prepared(model, question, budget, 1, think=True)
+    except TimeoutError:
+        raise EngineTimeout(f"the engine did not read the prompt within {limits.described}", "allow more") from None
+    tree = Tree(model, question, prompt, plan, limits, bound(verifier or _arithmetic(), model), aggregate, step, line)
+    async with aclosing(tree.events(search)) as events:
+        async for event in events:
+            yield event
+
+
+def _arithmetic() -> Verifier:
+    from ponder.verifiers.arithmetic_steps import arithmetic_steps
+
+    return arithmetic_steps()
+
+
+class Tree:
+    """The branches of one request. A search grows, scores, drops and finishes them; their events stream out."""
+
+    def __init__(
+        self,
+        model: Model,
+        question: Question,
+        prompt: Prompt,
+        plan: Plan,
+        limits: Limits,
+        verifier: Verifier,
+        aggregate: Aggregate = "value",
+        step: int = 64,
+        line: str = "\n",
+    ) -> None:
+        self.question = question
+        self.plan = plan
+        self.limits = limits
+        self.best: Branch | None = None
+        self._model = model
+        self._verifier = verifier
+        self._aggregate = aggregate
+        self._step, self._line = step, line
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._requests = Requests(model, limits, self._emit)
+        self._verifying = 0
+        self._kept_calls = KEPT_CALLS
+        ends = frozenset(model.engine.info.eos_ids)
+        tools = bool(question.tools)
+        self.root = Branch(Draft(0, prompt.ids, model.format, plan, prompt.inside, ends, tools))
+        self.branches = [self.root]
+        self._numbers = 1
+
+    # ------------------------------------------------------------ the books
+
+    @property
+    def left(self) -> int:
+        """Tokens of the whole budget that nobody has used."""
+        return self.plan.tokens - sum(branch.draft.own for branch in self.branches) - self._verifying
+
+    @property
+    def fits(self) -> int:
+        """How many branches could grow by a step and still answer."""
+        return self.left // (self._step + self._least + most_tokens(self._verifier))
+
+    @property
+    def _least(self) -> int:
+        """Tokens in which thinking closes and something is answered."""
+        return len(self.plan.closing.ids) + self.plan.last
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens in which the best branch closes its thinking and answers as the budget wants it."""
+        return len(self.plan.closing.ids) + self.plan.reserve + most_tokens(self._verifier)
+
+    @property
+    def ending(self) -> bool:
+        """Nothing more should begin: the user said stop, or there are time and calls for one more answer at most."""
+        calls, wait = self.limits.calls_left(), self.limits.wait(thinking=True)
+        return self.limits.stopped or (calls is not None and calls <= KEPT_CALLS) or (wait is not None and wait <= 0)
+
+    # ------------------------------------------------------------ what a search does
+
+    async def grow(self, parents: Sequence[Branch], width: int, kept: int = 0) -> list[list[Branch]]:
+        """Each parent's `width` children, a step further; the first goes on in the parent's own place.
+
+        `kept` tokens of the budget are left alone. A child that fails is left out, and told as a failure.
+        """
+        allowance = (self.left - kept) // (len(parents) * width) - most_tokens(self._verifier)
+        families = [[parent] for parent in parents]
+        work = []
+        for family in families:  # numbered now, so that the order of completion changes nothing
+            work.append(self._expand(family, range(self._numbers, self._numbers + width - 1), allowance))
+            self._numbers += width - 1
+        await asyncio.gather(*map(self._guarded, families, work))
+        for branch in (each for family in families for each in family):
+            if branch.over:
+                self._tell(branch)
+        return [[branch for branch in family if branch.error is None] for family in families]
+
+    async def begin(self, n: int) -> list[Branch]:
+        """The first step of `n` branches, fewer where no more fit; none where the budget is for one answer alone."""
+        if self.fits < 1 or self.ending:
+            await self.finish(self.root)
+            return []
+        (branches,) = await self.grow([self.root], min(n, self.fits))
+        return branches
+
+    async def finish(self, branch: Branch, tokens: int | None = None) -> None:
+        """Lets a branch think and answer to its end, with all that is left of the budget."""
+        self._kept_calls = 0
+        branch.draft.halted = False
+        scoring = most_tokens(self._verifier)
+        allowance = self.left - (scoring if self.left > scoring + self._least else 0)
+        self._plan(branch.draft, allowance if tokens is None else min(tokens, allowance), self.plan.reserve)
+        await self._guarded([branch], self._follow(branch, None))
+        branch.over = True
+        self._tell(branch)
+        await self.score([branch])
+
+    async def rollout(self, branch: Branch) -> float:
+        """The value of an answer that is sampled from here on, in a fork; of the branch itself where it has ended."""
+        if branch.over or self.fits < 1 or self.ending:
+            return branch.value
+        draft = branch.draft
+        fork = Branch(draft.fork(self._numbers), branch.index, len(draft.ids), branch.value)
+        self._requests.inherit(draft, fork.draft)
+        self._numbers += 1
+        self.branches.append(fork)
+        self._plan(fork.draft, self.left - self.answer_tokens, self.plan.last)
+        await self._guarded([fork], self._follow(fork, None))
+        if not fork.over:  # out of calls
+            return branch.value
+        self._tell(fork)
+        await self.score([fork])
+        return fork.value
+
+    async def score(self, branches: Sequence[Branch]) -> None:
+        """Scores branches as far as they have come. One that cannot be scored keeps the value of its last step."""
+        scored = [branch for branch in branches if branch.error is None and (branch.answered or not branch.over)]
+        scores = []
+        for begin in range(0, len(scored), at_once := self._scorings(len(scored))):
+            some = scored[begin : begin + at_once]
+            if self.left < len(some) * most_tokens(self._verifier):
+                break
+            scores += await asyncio.gather(*(self._scored(branch) for branch in some))
+            self._verifying += sum(event.score.cost.tokens for event in scores[begin:] if event is not None)
+        for branch, event in zip(scored, scores, strict=False):
+            if event is not None:
+                self._emit([event])
+                branch.value = aggregated(event.score, self._aggregate)
+        for branch in scored:
+            if branch.answered and (self.best is None or branch.value > self.best.value):
+                self.best = branch
+                self._emit([BestAnswer(branch.draft.answer, branch.index)])
+
+    def drop(self, branches: Iterable[Branch]) -> None:
+        """These grow no more."""
+        for branch in branches:
+            branch.over = True
+            self._tell(branch, dropped=True)
+
+    # ------------------------------------------------------------ growing
+
+    async def _expand(self, family: list[Branch], numbers: range, allowance: int) -> None:
+        """Grows the only branch of a family, and forks of it by these numbers, which join the family."""
+        parent = family[0]
+        first = parent.draft
+        self._plan(first, allowance, self.plan.last)
+        step = Step(len(first.said), len(first.ids), self._step, self._line)
+        while not isinstance(action := self._next(first), Generate):
+            if action is None:
+                parent.over = not self._out_of_calls
+                return
+            await self._requests.do(first, action)
+        for number in numbers:
+            fork = Branch(first.fork(number), parent.index, len(first.ids), parent.value)
+            self._requests.inherit(first, fork.draft)
+            family.append(fork)
+            self.branches.append(fork)
+        drafts = [branch.draft for branch in family]
+        await self._requests.generate(drafts, self._within(action, first, step), step)
+        await asyncio.gather(*(self._guarded([branch], self._follow(branch, step)) for branch in family))
+
+    async def _follow(self, branch: Branch, step: Step | None) -> None:
+        """Goes on with a branch up to the end of the step, or of the sample."""
+        draft = branch.draft
+        while step is None or not step(draft):
+            action = self._next(draft)
+            if action is None:
+                branch.over = not self._out_of_calls
+                return
+            if isinstance(action, Generate) and step is not None:
+                action = self._within(action, draft, step)
+            await self._requests.do(draft, action, step if draft.still_thinking else None)
+
+    def _within(self, action: Generate, draft: Draft, step: Step) -> Generate:
+        most = max(1, step.left(draft)) if draft.still_thinking else action.tokens
+        return replace(action, tokens=min(action.tokens, most))
+
+    def _plan(self, draft: Draft, allowance: int, reserve: int) -> None:
+        tokens = min(draft.used + allowance, self.plan.tokens)
+        draft.plan = replace(self.plan, tokens=tokens, reserve=min(reserve, self.plan.reserve))
+
+    def _next(self, draft: Draft) -> Action:
+        left = self.limits.calls_left()
+        if left is not None:
+            spare = left - self._kept_calls
+            draft.terse, draft.final = spare <= 3, spare <= 1 and not self._kept_calls
+            draft.halted = draft.halted or spare <= 0
+        draft.hurry = draft.hurry or draft.final
+        draft.halted = draft.halted or self.limits.stopped
+        return draft.next()
+
+    @property
+    def _out_of_calls(self) -> bool:
+        """A branch that rests now may still be the one that answers with the calls kept back."""
+        left = self.limits.calls_left()
+        return left is not None and left <= self._kept_calls != 0 and not (self.limits.stopped or self.limits.late)
+
+    async def _guarded(self, family: list[Branch], work: Awaitable[None]) -> None:
+        """One branch that fails takes no other along."""
+        try:
+            await work
+        except EngineError as error:
+            for branch in family:
+                branch.over, branch.error = True, branch.error or error
+
+    # ------------------------------------------------------------ scoring
+
+    def _scorings(self, wanted: int) -> int:
+        """How many may be scored at once, each taking as much as it may."""
+        most = most_tokens(self._verifier)
+        return max(1, wanted if not most else min(wanted, self.left // most))
+
+    async def _scored(self, branch: Branch) -> Scored | None:
+        try:
+            async with asyncio.timeout(self.limits.wait(thinking=False)):
+                score = await self._verifier(self.question, branch.sample())
+        except (EngineError, TimeoutError):
+            return None
+        return Scored(score, branch.index, score.cost)
+
+    # ------------------------------------------------------------ events
+
+    def _emit(self, events: list[Event]) -> None:
+        for event in events:
+            self._queue.put_nowait(event)
+
+    def _tell(self, branch: Branch, dropped: bool = False) -> None:
+        if branch.told:
+            return
+        branch.told = True
+        self._emit(branch.draft.end())
+        sample = branch.sample()
+        if branch.error is not None:
+            sample = replace(sample, finish="error")
+        elif dropped:
+            sample = replace(sample, finish="cancelled")
+        self._emit([SampleFinished(sample, self._requests.cost(branch.draft))])
+
+    async def events(self, search: Search) -> AsyncGenerator[Event, None]:
+        """The events of a search. Raises as `budget.think_within` does where no branch has an answer."""
+        work = asyncio.ensure_future(self._run(search))
+        try:
+            while (event := await self._queue.get()) is not None:
+                yield event
+            await work
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _run(self, search: Search) -> None:
+        try:
+            await search(self)
+            if self.best is None and not (self.limits.stopped or self.limits.late):
+                await self._last_resort()
+        finally:
+            self.drop(sorted(self.branches, key=lambda branch: branch.index))
+            self._queue.put_nowait(None)
+        if self.best is None and not self.limits.stopped:
+            errors = [branch.error for branch in self.branches if branch.error is not None]
+            raise errors[-1] if errors else no_answer(self.branches[-1].draft, self.limits)
+
+    async def _last_resort(self) -> None:
+        """No branch has an answer yet: the best that can still give one does."""
+        able = [branch for branch in self.branches if not branch.told]
+        if able:
+            await self.finish(ranked(able)[0])
+
+
+def ranked(branches: Iterable[Branch]) -> list[Branch]:
+    """The branches by falling value; those begun first among equals."""
+    return sorted(branches, key=lambda branch: (-branch.value, branch.index))
