@@ -74,8 +74,8 @@ def test_never_over_budget_and_always_an_answer(
     check(engine, outcome, budget, n)
     assert calls is None or outcome.total.calls <= calls
     if outcome.error is None:
-        # One that used up its calls has none, where another has.
-        assert all(sample.answer or (calls and sample.finish == "cancelled") for sample, _ in outcome.finished)
+        # Where calls run out, one sample may have no answer as long as another has.
+        assert calls is not None or all(sample.answer for sample, _ in outcome.finished)
         assert any(sample.answer for sample, _ in outcome.finished)
     elif isinstance(outcome.error, NoAnswer):
         blank = [cost for s, cost in outcome.finished if s.answer.strip(" .:*\n") in ("", "A", "The answer is")]

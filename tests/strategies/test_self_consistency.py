@@ -6,16 +6,20 @@ import asyncio
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
+from drive import of, turn_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from voting import voter
 
 import ponder
 from ponder.chat.model import Model, model_of
-from ponder.engine.scripted import Fault, ScriptedEngine, says
+from ponder.engine.scripted import TOKENIZER, Fault, ScriptedEngine, says
 from ponder.errors import BudgetTooSmall, EngineError
+from ponder.protocols import SamplingParams
 from ponder.strategies.self_consistency import decided, self_consistency, winner, wrong_leader
 from ponder.types import BestAnswer, Budget, Sample, SampleFinished, Trace, ask
 
@@ -166,3 +170,30 @@ def test_a_server_that_deals_in_messages_gives_one_reply_after_the_other_within_
     assert len(trace.samples) == 2
     assert trace.cost.calls <= 2
     assert trace.cost.tokens <= 600
+
+
+# ---------------------------------------------------------------- samples and waves
+
+
+def drawn(seed: int, at_once: int, n: int = 6) -> list[str]:
+    """What n samples say that are drawn `at_once` at a time; the words of a sample depend on its seed and number."""
+
+    def reply(prefix: tuple[int, ...], index: int, params: SamplingParams) -> Any:
+        random = np.random.default_rng([params.seed or 0, index])
+        turn = turn_of(prefix)
+        if b"</think>" in bytes(token for token in turn if token < 256):
+            return TOKENIZER.encode(f"The answer is {random.integers(1000)}.")
+        return TOKENIZER.encode(f"{random.integers(10**6)}\n</think>\nThe answer is {random.integers(1000)}.")
+
+    model = of(ScriptedEngine(reply))
+    model = replace(model, params=replace(model.params, seed=seed))
+    trace = vote(model, n, at_once=at_once)
+    return [sample.text for sample in sorted(trace.samples, key=lambda each: each.index)]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4, 5])
+def test_a_sample_is_the_same_whatever_wave_it_is_in(at_once: int) -> None:
+    """So a vote that stops early has drawn the first samples of the vote that does not."""
+    assert drawn(7, at_once) == drawn(7, 6)
+    assert drawn(7, at_once) != drawn(8, at_once)
+    assert len(set(drawn(7, at_once))) == 6

@@ -91,7 +91,7 @@ def test_wrong_line(line: str) -> None:
 )
 def test_line_without_an_equation_of_numbers(line: str) -> None:
     made = score(arithmetic_steps(), line)
-    assert (made.value, made.why, made.steps) == (1.0, "found no equation", ())
+    assert (made.value, made.why, made.steps) == (0.5, "found no equation", ())
 
 
 def test_share_of_right_lines_in_the_thinking() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
+from ponder.strategies.defaults import checked_arithmetic
 from ponder.strategies.tree import Branch, Tree, ranked, search_strategy
 
 
@@ -44,7 +45,7 @@ def beam_search(
             await tree.score(beams)
             places = n // width - sum(branch.answered for branch in tree.branches)
             kept = distinct(ranked(branch for branch in beams if not branch.over))[: max(0, places)]
-            fits = tree.fits // width
+            fits = tree.fits() // width
             tree.drop(branch for branch in beams if branch not in kept[: max(1, fits)])
             if not kept or fits < 1 or tree.ending:
                 return
@@ -52,7 +53,7 @@ def beam_search(
             beams = [branch for family in families for branch in family]
         await tree.score(beams)
 
-    return search_strategy(f"beam_search({n}, {width})", search, verifier, aggregate, step)
+    return search_strategy(f"beam_search({n}, {width})", search, verifier or checked_arithmetic(), aggregate, step)
 
 
 def distinct(branches: Iterable[Branch]) -> list[Branch]:

@@ -18,8 +18,9 @@ from typing import Literal
 
 from ponder.chat.model import Model
 from ponder.protocols import Strategy, Verifier
+from ponder.strategies.defaults import checked_arithmetic
 from ponder.strategies.pool import Pool, of_several
-from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished, Score, Scored
+from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished, Score
 
 Aggregate = Literal["value", "min", "product", "mean", "last"]
 
@@ -47,14 +48,14 @@ def best_of_n(
     wave = at_once or (n if enough is None else min(n, 4))
 
     def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
-        return _best(Pool(question, model, budget, n, wave), verifier or _arithmetic(), aggregate, enough)
+        return _best(
+            Pool(question, model, budget, n, wave, verifier=verifier or checked_arithmetic()), aggregate, enough
+        )
 
     return of_several(strategy, f"best_of_n({n})", draws=n > 1)
 
 
-async def _best(
-    pool: Pool, verifier: Verifier, aggregate: Aggregate, enough: float | None
-) -> AsyncGenerator[Event, None]:
+async def _best(pool: Pool, aggregate: Aggregate, enough: float | None) -> AsyncGenerator[Event, None]:
     best: tuple[float, int] | None = None
     async with aclosing(pool.events()) as events:
         async for event in events:
@@ -62,9 +63,13 @@ async def _best(
             if not isinstance(event, SampleFinished) or event.sample.index not in pool.finished:
                 continue
             sample: Sample = event.sample
-            score = await verifier(pool.question, sample)
-            yield Scored(score, sample.index)
-            value = aggregated(score, aggregate)
+            scored = await pool.score(sample)
+            if scored is None:
+                if len(pool.finished) == 1:  # better an answer that nobody has judged than none
+                    yield BestAnswer(sample.answer, sample.index)
+                continue
+            yield scored
+            value = aggregated(scored.score, aggregate)
             if best is None or (value, -sample.index) > best:
                 best = (value, -sample.index)
                 yield BestAnswer(sample.answer, sample.index)
@@ -84,9 +89,3 @@ def aggregated(score: Score, aggregate: Aggregate) -> float:
             return sum(score.steps) / len(score.steps)
         case _:
             return score.steps[-1]
-
-
-def _arithmetic() -> Verifier:
-    from ponder.verifiers.arithmetic_steps import arithmetic_steps
-
-    return arithmetic_steps()

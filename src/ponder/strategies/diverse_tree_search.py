@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
+from ponder.strategies.defaults import checked_arithmetic
 from ponder.strategies.tree import Branch, Tree, ranked, search_strategy
 
 
@@ -35,7 +36,7 @@ def diverse_tree_search(
         await tree.score(heads)
         for _ in range(steps):
             growing = ranked(branch for branch in heads if not branch.over)
-            fits = tree.fits // width
+            fits = tree.fits() // width
             tree.drop(growing[max(1, fits) :])
             if not growing or fits < 1 or tree.ending:
                 return
@@ -43,7 +44,9 @@ def diverse_tree_search(
             await tree.score([branch for family in families for branch in family])
             heads = [_head(tree, family) for family in families if family]
 
-    return search_strategy(f"diverse_tree_search({n}, {width})", search, verifier, aggregate, step)
+    return search_strategy(
+        f"diverse_tree_search({n}, {width})", search, verifier or checked_arithmetic(), aggregate, step
+    )
 
 
 def _head(tree: Tree, family: list[Branch]) -> Branch:

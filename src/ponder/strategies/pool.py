@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from ponder.chat.model import Model
 from ponder.errors import BudgetTooSmall, EngineError
-from ponder.protocols import Strategy
+from ponder.protocols import SamplingParams, Strategy, Verifier, bound, most_tokens
 from ponder.strategies.budget import think_within
 from ponder.strategies.message_budget import reply_within
 from ponder.types import (
@@ -27,6 +27,7 @@ from ponder.types import (
     Question,
     Sample,
     SampleFinished,
+    Scored,
     ThinkingDelta,
     ToolCalled,
 )
@@ -45,16 +46,24 @@ class Pool:
     n: int
     at_once: int
     think: bool = True
+    verifier: Verifier | None = None
+    """What `score` asks. What one scoring may take is set aside for each sample."""
     finished: dict[int, Sample] = field(default_factory=dict)
     spent: Cost = field(default_factory=Cost)
     started: int = 0
     enough: bool = False
     _over: set[int] = field(default_factory=set)
+    _scoring: int = 0
     _clock: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        if self.verifier is not None:
+            self.verifier = bound(self.verifier, self.model)
+            self._scoring = most_tokens(self.verifier)
         if self.budget.tokens is not None:
-            self.n = max(1, min(self.n, self.budget.tokens // LEAST_SHARE))
+            self.n = max(1, min(self.n, self.budget.tokens // (LEAST_SHARE + self._scoring)))
+            if self.budget.tokens <= self._scoring:  # an answer comes first
+                self.verifier, self._scoring = None, 0
         if not self.model.engine.capabilities.tokens:  # a server that deals in messages: one reply after the other
             self.at_once = 1
 
@@ -85,6 +94,19 @@ class Pool:
                 if not self.finished:
                     raise
                 return
+
+    async def score(self, sample: Sample) -> Scored | None:
+        """What the verifier says of a sample; None where it fails, or time is up before it has said it."""
+        if self.verifier is None:
+            return None
+        seconds = None if self.budget.seconds is None else max(0.0, self.budget.seconds - self._passed)
+        try:
+            async with asyncio.timeout(seconds):
+                score = await self.verifier(self.question, sample)
+        except (EngineError, TimeoutError):
+            return None
+        self.spent += score.cost
+        return Scored(score, sample.index, score.cost)
 
     @property
     def _stopped(self) -> bool:
@@ -129,7 +151,7 @@ class Pool:
         budget, left = self.budget, self.n - self.started + size
         seconds = None if budget.seconds is None else max(1e-3, budget.seconds - self._passed)
         calls = None if budget.calls is None else budget.calls - self.spent.calls
-        tokens = None if budget.tokens is None else budget.tokens // self.n * size
+        tokens = None if budget.tokens is None else max(1, budget.tokens // self.n - self._scoring) * size
         dollars = budget.dollars
         if dollars is not None:
             dollars = max(1e-12, (dollars - (self.spent.dollars or 0.0)) * size / left)
@@ -149,12 +171,9 @@ def _renumbered(event: Event, first: int) -> Event:
 
 @asynccontextmanager
 async def _halting(model: Model, first: int) -> AsyncIterator[tuple[Model, asyncio.Event]]:
-    """The model with a stop of its own, set by the user's too, and a seed of its own for a wave from `first` on."""
+    """The model with a stop of its own, set by the user's too, for a wave from sample `first` on."""
     halt, outer = asyncio.Event(), model.stop
-    seed = model.params.seed
-    if seed is not None and first:
-        seed = hash((seed, -1, first)) & (2**63 - 1)
-    own = replace(model, stop=halt, params=replace(model.params, seed=seed))
+    own = replace(model, stop=halt, params=_numbered(model, first))
     watching = asyncio.create_task(_pass_on(outer, halt)) if outer is not None else None
     try:
         yield own, halt
@@ -163,6 +182,16 @@ async def _halting(model: Model, first: int) -> AsyncIterator[tuple[Model, async
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
+
+
+def _numbered(model: Model, first: int) -> SamplingParams:
+    """Settings with which sample i of the request is the same whatever wave it is in, where the engine can do that."""
+    params = model.params
+    if model.engine.capabilities.first:
+        return replace(params, first=params.first + first)
+    if params.seed is None or not first:
+        return params
+    return replace(params, seed=hash((params.seed, -1, first)) & (2**63 - 1))
 
 
 async def _pass_on(outer: asyncio.Event, halt: asyncio.Event) -> None:

@@ -28,7 +28,6 @@ from ponder.types import (
     Question,
     Sample,
     SampleFinished,
-    Scored,
     assistant,
     user,
 )
@@ -55,7 +54,7 @@ async def _refined(
     question: Question, model: Model, budget: Budget, rounds: int, verifier: Verifier | None, enough: float
 ) -> AsyncGenerator[Event, None]:
     # The pool deals out the budget: waves of one, each with a question of its own.
-    pool = Pool(question, model, budget, rounds, at_once=1)
+    pool = Pool(question, model, budget, rounds, at_once=1, verifier=verifier)
     best: float | None = None
     async with aclosing(pool.events()) as events:
         async for event in events:
@@ -63,11 +62,12 @@ async def _refined(
             if not isinstance(event, SampleFinished) or event.sample.index not in pool.finished:
                 continue
             said, value = CHECK, 0.0
-            if verifier is not None:
-                score = await verifier(question, event.sample)
-                yield Scored(score, event.sample.index)
-                value = score.value
-                said = REJECTED.format(why=score.why or "it is wrong")
+            pool.question = question  # it is this that the answer is judged for
+            scored = await pool.score(event.sample)
+            if scored is not None:
+                yield scored
+                value = scored.score.value
+                said = REJECTED.format(why=scored.score.why or "it is wrong")
                 pool.enough = value >= enough
             if best is None or verifier is None or value > best:
                 best = value

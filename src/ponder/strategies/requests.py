@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 from ponder.chat.model import Model
 from ponder.errors import EngineDisconnected, EngineError
-from ponder.protocols import Chunk
+from ponder.protocols import Chunk, SamplingParams
 from ponder.strategies.draft import Draft, Generate, Restore, Write
 from ponder.strategies.waiting import next_or_none
 from ponder.types import Cost, Event
@@ -104,6 +105,12 @@ class Requests:
         else:
             await self.generate([draft], action, until)
 
+    def muted(self) -> Requests:
+        """Requests in the same books, whose events nobody hears."""
+        twin = copy.copy(self)
+        twin._emit = lambda events: None
+        return twin
+
     def inherit(self, parent: Draft, child: Draft) -> None:
         """The child goes on where the parent is: what the engine computed of it, it computed for both."""
         self.spent[child.index].written = self.spent[parent.index].written
@@ -130,8 +137,7 @@ class Requests:
         params = replace(self._model.params, max_tokens=action.tokens, ignore_eos=action.ignore_eos)
         if until is not None and self._model.engine.capabilities.until:
             params = replace(params, until=until.character)
-        if params.seed is not None and (len(drafts) == 1 or lead.ids):  # each request of each sample draws anew
-            params = replace(params, seed=hash((params.seed, lead.index, len(lead.ids))) & (2**63 - 1))
+        params = self._numbered(params, lead, alone=len(drafts) == 1)
         self.limits.made += 1
         self.spent[lead.index].calls += 1
         fresh = self._fresh(drafts)
@@ -166,6 +172,17 @@ class Requests:
             self._disconnected([drafts[i] for i in room], error)
         finally:
             await self._leave(stream, drafts, room)
+
+    def _numbered(self, params: SamplingParams, lead: Draft, alone: bool) -> SamplingParams:
+        """Settings with which each request of each sample draws anew, whichever samples it is made with."""
+        number = params.first + lead.index
+        if params.seed is None:
+            return params
+        if not lead.ids and self._model.engine.capabilities.first:
+            return replace(params, first=number)
+        if not lead.ids and not alone:
+            return params
+        return replace(params, seed=hash((params.seed, number, len(lead.ids))) & (2**63 - 1), first=0)
 
     async def _read(self, stream: Any, waiting: Sequence[Draft]) -> Chunk | None:
         """The next chunk; None once time is up or the user said stop, which the drafts then know."""

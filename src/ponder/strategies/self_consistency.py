@@ -2,7 +2,9 @@
 
     answer = argmax_a  sum_i w_i [canonical(a_i) = a]
 
-over samples i, with w_i = 1 for the plain vote, or exp(mean log-probability of the sample's own tokens).
+over samples i, with w_i = 1 for the plain vote, exp(mean log-probability of the sample's own tokens), or the
+value that a verifier gives the sample (Li et al., Making Large Language Models Better Reasoners with Step-Aware
+Verifier, 2023, section 3.2).
 Votes are over canonical answers ("1,000" is "$1000"), never over whole texts. Ties go to the answer
 that was begun first.
 
@@ -23,23 +25,28 @@ from contextlib import aclosing
 from typing import Literal
 
 from ponder.chat.model import Model
-from ponder.protocols import Strategy
+from ponder.protocols import Strategy, Verifier
+from ponder.strategies.defaults import canonical_answers, checked_arithmetic
 from ponder.strategies.pool import Pool, of_several
 from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished
 
-Weight = Literal["plain", "logprob"]
+Weight = Literal["plain", "logprob", "reward"]
+
+Weigh = Callable[[Sample], float]
 
 
 def self_consistency(
     n: int = 8,
     *,
     weight: Weight = "plain",
+    verifier: Verifier | None = None,
     risk: float | None = None,
     at_once: int | None = None,
     canonical: Callable[[str], str | None] | None = None,
 ) -> Strategy:
     """A vote of `n` samples, fewer where the budget would leave each under 32 tokens.
 
+    `weight`: what a vote weighs; "reward" takes `verifier`'s value of the sample, by default that of its arithmetic.
     `risk`: stop as soon as the leading answer is the wrong leader with at most this probability;
     samples then start `at_once` at a time (4, else all). `canonical` gives the form of an answer that is
     voted on, None for an answer that has no vote; without it numbers and short texts are compared
@@ -47,8 +54,10 @@ def self_consistency(
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
-    if weight not in ("plain", "logprob"):
-        raise ValueError(f"weight must be plain or logprob, not {weight!r}")
+    if weight not in ("plain", "logprob", "reward"):
+        raise ValueError(f"weight must be plain, logprob or reward, not {weight!r}")
+    if verifier is not None and weight != "reward":
+        raise ValueError(f"a verifier has no say in a vote with weight={weight!r}: take weight='reward'")
     if risk is not None and not 0 < risk < 0.5:
         raise ValueError(f"risk must lie between 0 and 0.5, not {risk}")
     if at_once is not None and at_once < 1:
@@ -56,8 +65,9 @@ def self_consistency(
     wave = at_once or (n if risk is None else min(n, 4))
 
     def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
-        pool = Pool(question, model, budget, n, wave)
-        return _voted(pool, weight, risk, canonical or _canonical())
+        judge = (verifier or checked_arithmetic()) if weight == "reward" else None
+        pool = Pool(question, model, budget, n, wave, verifier=judge)
+        return _voted(pool, weight, risk, canonical or canonical_answers())
 
     settings = [str(n), *([f"weight={weight!r}"] if weight != "plain" else []), *([f"risk={risk}"] if risk else [])]
     return of_several(strategy, f"self_consistency({', '.join(settings)})", draws=n > 1)
@@ -67,25 +77,33 @@ async def _voted(
     pool: Pool, weight: Weight, risk: float | None, canonical: Callable[[str], str | None]
 ) -> AsyncGenerator[Event, None]:
     best: Sample | None = None
+    rewards: dict[int, float] = {}
+
+    def weigh(sample: Sample) -> float:
+        return rewards.get(sample.index, 0.0) if weight == "reward" else _weight(sample, weight)
+
     async with aclosing(pool.events()) as events:
         async for event in events:
             yield event
             if not isinstance(event, SampleFinished):
                 continue
+            if event.sample.index in pool.finished and (scored := await pool.score(event.sample)) is not None:
+                yield scored
+                rewards[event.sample.index] = max(0.0, scored.score.value)
             # So far, all that have ended count; what is decided for good is decided in the order of start.
-            leader = winner([pool.finished[i] for i in sorted(pool.finished)], weight, canonical)
+            leader = winner([pool.finished[i] for i in sorted(pool.finished)], weigh, canonical)
             if leader is not None and leader is not best:
                 best = leader
                 yield BestAnswer(leader.answer, leader.index)
             settled = pool.in_order
             if risk is not None and decided(settled, risk, canonical) and not pool.enough:
                 pool.enough = True
-                best = winner(settled, weight, canonical)
+                best = winner(settled, weigh, canonical)
                 assert best is not None
                 yield BestAnswer(best.answer, best.index)
 
 
-def winner(samples: Iterable[Sample], weight: Weight, canonical: Callable[[str], str | None]) -> Sample | None:
+def winner(samples: Iterable[Sample], weigh: Weight | Weigh, canonical: Callable[[str], str | None]) -> Sample | None:
     """The first sample that gives the answer with most votes; the first of all where no answer has one."""
     votes: dict[str, float] = {}
     first: dict[str, Sample] = {}
@@ -94,7 +112,7 @@ def winner(samples: Iterable[Sample], weight: Weight, canonical: Callable[[str],
         eldest = eldest or sample
         answer = canonical(sample.answer)
         if answer is not None:
-            votes[answer] = votes.get(answer, 0.0) + _weight(sample, weight)
+            votes[answer] = votes.get(answer, 0.0) + (weigh(sample) if callable(weigh) else _weight(sample, weigh))
             first.setdefault(answer, sample)
     return first[max(votes, key=lambda each: votes[each])] if votes else eldest
 
@@ -121,9 +139,3 @@ def wrong_leader(first: int, second: int) -> float:
     """P(p < 1/2) for p ~ Beta(first + 1, second + 1): see the top of this file."""
     total = first + second + 1
     return sum(math.comb(total, j) for j in range(first + 1, total + 1)) / float(2**total)
-
-
-def _canonical() -> Callable[[str], str | None]:
-    from ponder.verifiers.math_answer import canonical
-
-    return canonical

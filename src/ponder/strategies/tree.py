@@ -30,7 +30,7 @@ from ponder.strategies.budget import no_answer, prepared
 from ponder.strategies.draft import Action, Draft, Generate, Plan
 from ponder.strategies.pool import of_several
 from ponder.strategies.requests import Limits, Requests
-from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished, Scored
+from ponder.types import AnswerDelta, BestAnswer, Budget, Event, Question, Sample, SampleFinished, Scored
 
 KEPT_CALLS = 2
 """Requests kept back while branches grow, for the answer of the best one."""
@@ -65,6 +65,7 @@ class Branch:
     value: float = 0.0
     over: bool = False
     told: bool = False
+    probe: bool = False
     error: PonderError | None = None
 
     @property
@@ -86,7 +87,10 @@ Search = Callable[["Tree"], Awaitable[None]]
 def search_strategy(
     name: str, search: Search, verifier: Verifier | None, aggregate: Aggregate, step: int, line: str = "\n"
 ) -> Strategy:
-    """The strategy that grows a tree by `search`. `step` bounds the tokens of a step, `line` ends one."""
+    """The strategy that grows a tree by `search`.
+
+    `step` bounds the tokens of a step, `line` ends one. Without a verifier nothing is scored.
+    """
 
     def strategy(question: Question, model: Model, budget: Budget) -> AsyncIterator[Event]:
         return _searched(question, model, budget, search, verifier, aggregate, step, line)
@@ -115,16 +119,11 @@ async def _searched(
             prompt, plan = await prepared(model, question, budget, 1, think=True)
     except TimeoutError:
         raise EngineTimeout(f"the engine did not read the prompt within {limits.described}", "allow more") from None
-    tree = Tree(model, question, prompt, plan, limits, bound(verifier or _arithmetic(), model), aggregate, step, line)
+    judge = None if verifier is None else bound(verifier, model)
+    tree = Tree(model, question, prompt, plan, limits, judge, aggregate, step, line)
     async with aclosing(tree.events(search)) as events:
         async for event in events:
             yield event
-
-
-def _arithmetic() -> Verifier:
-    from ponder.verifiers.arithmetic_steps import arithmetic_steps
-
-    return arithmetic_steps()
 
 
 class Tree:
@@ -137,7 +136,7 @@ class Tree:
         prompt: Prompt,
         plan: Plan,
         limits: Limits,
-        verifier: Verifier,
+        verifier: Verifier | None,
         aggregate: Aggregate = "value",
         step: int = 64,
         line: str = "\n",
@@ -148,6 +147,7 @@ class Tree:
         self.best: Branch | None = None
         self._model = model
         self._verifier = verifier
+        self._scoring = 0 if verifier is None else most_tokens(verifier)
         self._aggregate = aggregate
         self._step, self._line = step, line
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -167,10 +167,9 @@ class Tree:
         """Tokens of the whole budget that nobody has used."""
         return self.plan.tokens - sum(branch.draft.own for branch in self.branches) - self._verifying
 
-    @property
-    def fits(self) -> int:
-        """How many branches could grow by a step and still answer."""
-        return self.left // (self._step + self._least + most_tokens(self._verifier))
+    def fits(self, kept: int = 0) -> int:
+        """How many branches could grow by a step and still answer, with `kept` tokens left alone."""
+        return (self.left - kept) // (self._step + self._least + self._scoring)
 
     @property
     def _least(self) -> int:
@@ -180,7 +179,11 @@ class Tree:
     @property
     def answer_tokens(self) -> int:
         """Tokens in which the best branch closes its thinking and answers as the budget wants it."""
-        return len(self.plan.closing.ids) + self.plan.reserve + most_tokens(self._verifier)
+        return len(self.plan.closing.ids) + self.plan.reserve + self._scoring
+
+    def probe_tokens(self, tokens: int) -> int:
+        """Tokens that a probe takes which may answer in so many."""
+        return self._least + tokens
 
     @property
     def ending(self) -> bool:
@@ -195,7 +198,7 @@ class Tree:
 
         `kept` tokens of the budget are left alone. A child that fails is left out, and told as a failure.
         """
-        allowance = (self.left - kept) // (len(parents) * width) - most_tokens(self._verifier)
+        allowance = (self.left - kept) // (len(parents) * width) - self._scoring
         families = [[parent] for parent in parents]
         work = []
         for family in families:  # numbered now, so that the order of completion changes nothing
@@ -209,17 +212,17 @@ class Tree:
 
     async def begin(self, n: int) -> list[Branch]:
         """The first step of `n` branches, fewer where no more fit; none where the budget is for one answer alone."""
-        if self.fits < 1 or self.ending:
+        if self.fits() < 1 or self.ending:
             await self.finish(self.root)
             return []
-        (branches,) = await self.grow([self.root], min(n, self.fits))
+        (branches,) = await self.grow([self.root], min(n, self.fits()))
         return branches
 
     async def finish(self, branch: Branch, tokens: int | None = None) -> None:
         """Lets a branch think and answer to its end, with all that is left of the budget."""
         self._kept_calls = 0
         branch.draft.halted = False
-        scoring = most_tokens(self._verifier)
+        scoring = self._scoring
         allowance = self.left - (scoring if self.left > scoring + self._least else 0)
         self._plan(branch.draft, allowance if tokens is None else min(tokens, allowance), self.plan.reserve)
         await self._guarded([branch], self._follow(branch, None))
@@ -229,13 +232,9 @@ class Tree:
 
     async def rollout(self, branch: Branch) -> float:
         """The value of an answer that is sampled from here on, in a fork; of the branch itself where it has ended."""
-        if branch.over or self.fits < 1 or self.ending:
+        if branch.over or self.fits() < 1 or self.ending:
             return branch.value
-        draft = branch.draft
-        fork = Branch(draft.fork(self._numbers), branch.index, len(draft.ids), branch.value)
-        self._requests.inherit(draft, fork.draft)
-        self._numbers += 1
-        self.branches.append(fork)
+        fork = self._fork(branch)
         self._plan(fork.draft, self.left - self.answer_tokens, self.plan.last)
         await self._guarded([fork], self._follow(fork, None))
         if not fork.over:  # out of calls
@@ -247,10 +246,10 @@ class Tree:
     async def score(self, branches: Sequence[Branch]) -> None:
         """Scores branches as far as they have come. One that cannot be scored keeps the value of its last step."""
         scored = [branch for branch in branches if branch.error is None and (branch.answered or not branch.over)]
-        scores = []
-        for begin in range(0, len(scored), at_once := self._scorings(len(scored))):
+        scores: list[Scored | None] = [] if self._verifier is not None else [None] * len(scored)
+        for begin in range(len(scores), len(scored), at_once := self._scorings(len(scored))):
             some = scored[begin : begin + at_once]
-            if self.left < len(some) * most_tokens(self._verifier):
+            if self.left < len(some) * self._scoring:
                 break
             scores += await asyncio.gather(*(self._scored(branch) for branch in some))
             self._verifying += sum(event.score.cost.tokens for event in scores[begin:] if event is not None)
@@ -260,8 +259,35 @@ class Tree:
                 branch.value = aggregated(event.score, self._aggregate)
         for branch in scored:
             if branch.answered and (self.best is None or branch.value > self.best.value):
-                self.best = branch
-                self._emit([BestAnswer(branch.draft.answer, branch.index)])
+                self.adopt(branch)
+
+    def adopt(self, branch: Branch) -> None:
+        """This is the best answer so far."""
+        self.best = branch
+        if branch.probe and not branch.told:  # it was quiet until now
+            self._emit([AnswerDelta(branch.draft.answer, branch.index)])
+        self._tell(branch)
+        self._emit([BestAnswer(branch.draft.answer, branch.index)])
+
+    async def probe(self, branch: Branch, tokens: int) -> Branch:
+        """What the branch would answer now: a fork that closes its thinking, quiet, and charged as a probe.
+
+        It stays untold: `adopt` it, or `drop` it.
+        """
+        fork = self._fork(branch)
+        fork.probe, fork.draft.hurry = True, True
+        self._plan(fork.draft, self.probe_tokens(tokens), self.plan.last)
+        await self._guarded([fork], self._follow(fork, None))
+        fork.over = True
+        return fork
+
+    def _fork(self, branch: Branch) -> Branch:
+        draft = branch.draft
+        fork = Branch(draft.fork(self._numbers), branch.index, len(draft.ids), branch.value)
+        self._requests.inherit(draft, fork.draft)
+        self._numbers += 1
+        self.branches.append(fork)
+        return fork
 
     def drop(self, branches: Iterable[Branch]) -> None:
         """These grow no more."""
@@ -301,7 +327,8 @@ class Tree:
                 return
             if isinstance(action, Generate) and step is not None:
                 action = self._within(action, draft, step)
-            await self._requests.do(draft, action, step if draft.still_thinking else None)
+            requests = self._requests.muted() if branch.probe else self._requests
+            await requests.do(draft, action, step if draft.still_thinking else None)
 
     def _within(self, action: Generate, draft: Draft, step: Step) -> Generate:
         most = max(1, step.left(draft)) if draft.still_thinking else action.tokens
@@ -339,11 +366,12 @@ class Tree:
 
     def _scorings(self, wanted: int) -> int:
         """How many may be scored at once, each taking as much as it may."""
-        most = most_tokens(self._verifier)
+        most = self._scoring
         return max(1, wanted if not most else min(wanted, self.left // most))
 
     async def _scored(self, branch: Branch) -> Scored | None:
         try:
+            assert self._verifier is not None
             async with asyncio.timeout(self.limits.wait(thinking=False)):
                 score = await self._verifier(self.question, branch.sample())
         except (EngineError, TimeoutError):
@@ -360,13 +388,17 @@ class Tree:
         if branch.told:
             return
         branch.told = True
-        self._emit(branch.draft.end())
+        ended = branch.draft.end()
+        self._emit([] if branch.probe else ended)
         sample = branch.sample()
         if branch.error is not None:
             sample = replace(sample, finish="error")
         elif dropped:
             sample = replace(sample, finish="cancelled")
-        self._emit([SampleFinished(sample, self._requests.cost(branch.draft))])
+        cost = self._requests.cost(branch.draft)
+        if branch.probe:
+            cost = replace(cost, thinking=0, answer=0, cancelled=0, probe=cost.generated)
+        self._emit([SampleFinished(sample, cost)])
 
     async def events(self, search: Search) -> AsyncGenerator[Event, None]:
         """The events of a search. Raises as `budget.think_within` does where no branch has an answer."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
+from ponder.strategies.defaults import checked_arithmetic
 from ponder.strategies.tree import Branch, Tree, search_strategy
 
 
@@ -71,11 +72,11 @@ def tree_search(
         root = Node(tree.root)
         for _ in range(simulations):
             # One answer stays possible until there is one.
-            fits = tree.fits - (tree.best is None)
+            kept = tree.answer_tokens if tree.best is None else 0
+            fits = tree.fits(kept)
             if not root.open or fits < 1 or tree.ending:
                 return
             leaf = _selected(root, exploration)
-            kept = tree.answer_tokens if tree.best is None else 0
             (children,) = await tree.grow([leaf.branch], min(width, fits), kept)
             leaf.children = [Node(branch, leaf) for branch in children]
             await tree.score(children)
@@ -84,7 +85,8 @@ def tree_search(
             if not leaf.children:
                 leaf.branch.over = True
 
-    return search_strategy(f"tree_search({simulations}, {width})", search, verifier, aggregate, step)
+    judge = verifier or checked_arithmetic()
+    return search_strategy(f"tree_search({simulations}, {width})", search, judge, aggregate, step)
 
 
 def _selected(root: Node, exploration: float) -> Node:

@@ -13,6 +13,9 @@ from ponder.types import Question, Sample, Score
 LONGEST = 200
 """Characters of one side of an equation; what is longer is left out."""
 
+NOTHING = 0.5
+"""The value of a sample without an equation: better than one that was got wrong, worse than one that was got right."""
+
 _NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+")
 _SPELLING = (
     (r"[−–]", "-"),
@@ -141,7 +144,7 @@ def arithmetic_steps() -> Verifier:
 
     Read are equations of numbers, + - * / and parentheses, with thousands separators and dollars, in
     the thinking or, where there is none, in the answer. They are worked out exactly: 10 / 3 = 3.33 is
-    wrong. Equations with unknowns, powers or percent signs are left out.
+    wrong. Equations with unknowns, powers or percent signs are left out. Without any, the value is 0.5.
     """
 
     async def verify(question: Question, sample: Sample) -> Score:
@@ -153,7 +156,7 @@ def arithmetic_steps() -> Verifier:
                 steps.append(float(all(right)))
                 wrong = wrong or ("" if all(right) else f"wrong: {line.strip()[:100]}")
         if not steps:
-            return Score(1.0, "arithmetic_steps", "found no equation")
+            return Score(NOTHING, "arithmetic_steps", "found no equation")
         return Score(sum(steps) / len(steps), "arithmetic_steps", wrong, tuple(steps))
 
     return verify
