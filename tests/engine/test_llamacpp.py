@@ -99,6 +99,19 @@ def test_samples_numbered_from_elsewhere_are_those_of_one_larger_request(llama: 
     on(llama, work)
 
 
+def test_the_worker_counts_what_it_computes_and_samples_that_agree_are_computed_once(llama: LlamaEngine) -> None:
+    async def work(engine: LlamaEngine, prompt: list[int]) -> None:
+        await take(engine, prompt, max_tokens=1)
+        before = (await engine.counts())["computed"]
+        got = await take(engine, prompt, n=6, max_tokens=10, temperature=0.0, ignore_eos=True)
+        after = await engine.counts()
+        assert len({tuple(got.ids(i)) for i in range(6)}) == 1
+        assert after["computed"] - before == 1 + 9
+        assert after["running"] == 0
+
+    on(llama, work)
+
+
 def test_scoring_tells_what_it_computed(llama: LlamaEngine) -> None:
     async def work(engine: LlamaEngine, _: list[int]) -> None:
         text = await engine.tokenize("A text that nobody has scored before, of a few tokens.")

@@ -138,8 +138,8 @@ def uct(reward: Any, simulations: int, width: int, depth: int = DEPTH) -> str | 
         while way in children:
             ways = [child for child in children[way] if is_open(child)]
             way = max(ways, key=lambda child: means[child] + math.sqrt(math.log(visits[way]) / visits[child]))
-        if len(way) == depth:  # the answer is one more step, of which all children are alike
-            children[way] = [f"{way}!{i}" for i in range(width)]
+        if len(way) == depth:  # the answer is one more step, and children that are alike are one
+            children[way] = [f"{way}!"]
             ended |= set(children[way])
         else:
             children[way] = [way + LETTERS[i] for i in range(width)]

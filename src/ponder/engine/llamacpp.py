@@ -331,6 +331,11 @@ class LlamaEngine:
         computed, scores = await self._ask({"op": "score", "ids": _integers(ids), "start": start, "adapters": scales})
         return LogProbs(scores, computed)
 
+    async def counts(self) -> dict[str, int]:
+        """What the worker does and has done: samples `running`, `requests`, tokens `cached` and `computed`."""
+        counted: dict[str, int] = await self._ask({"op": "describe"})
+        return counted
+
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
         if n < 1:
             raise InputError(f"n must be at least 1, not {n}")

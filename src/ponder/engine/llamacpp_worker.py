@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from ponder.engine.libllama import Model
 from ponder.engine.sampling import Sampling
-from ponder.engine.scheduler import Request, Scheduler
+from ponder.engine.scheduler import Request, Scheduler, describe
 from ponder.errors import EngineError, InputError, PonderError
 
 Line = dict[str, Any]
@@ -93,6 +93,8 @@ class Worker:
         for text in lines:
             line = json.loads(text)
             match line["op"]:
+                case "describe":
+                    self.send({"id": line["id"], "result": describe(self._scheduler)})
                 case "tokenize" | "pieces":  # needs the vocabulary alone: answered beside the computation
                     self._answer(line)
                 case "cancel":  # in this order: `run` clears the flag before it empties the inbox

@@ -11,7 +11,7 @@ The reported log-probability is the model's own, at temperature 1 and before any
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,25 +54,35 @@ def pick(
     `banned` ids are never picked, and still count in the model's own probabilities. Raises EngineError
     for logits that are no numbers.
     """
+    return picks(logits, sampling, [random], banned)[0]
+
+
+def picks(
+    logits: Logits,
+    sampling: Sampling,
+    randoms: Sequence[np.random.Generator],
+    banned: npt.NDArray[np.int64] | None = None,
+) -> list[tuple[int, float]]:
+    """What `pick` gives for each of several streams of random numbers, for little more than one costs."""
     peak = _peak(logits)
     weights = logits - peak
     exponentials = np.exp(weights)
-    total = exponentials.sum()
+    total = np.log(exponentials.sum())
     if banned is not None:
         weights[banned] = -np.inf
         weights -= weights.max()  # the rest would underflow where the model wants nothing but what is banned
     if sampling.temperature == 0:
-        token = int(weights.argmax())
+        tokens = [int(weights.argmax())] * len(randoms)
     else:
         if sampling.temperature != 1 or banned is not None:
             weights *= np.float32(1 / min(max(sampling.temperature, _COLDEST), _HOTTEST))
             np.exp(weights, out=exponentials)
-        token = _draw(exponentials, sampling, random)
-    return token, float(logits[token] - peak - np.log(total))
+        tokens = _drawn(exponentials, sampling, randoms)
+    return [(token, float(logits[token] - peak - total)) for token in tokens]
 
 
-def _draw(weights: Logits, sampling: Sampling, random: np.random.Generator) -> int:
-    """A token drawn by unnormalised `weights` (vocabulary,), after the filters."""
+def _drawn(weights: Logits, sampling: Sampling, randoms: Sequence[np.random.Generator]) -> list[int]:
+    """Tokens drawn by unnormalised `weights` (vocabulary,), after the filters."""
     candidates: npt.NDArray[np.int64] | None = None
     if sampling.top_k and sampling.top_k < weights.size:
         candidates = np.argpartition(weights, -sampling.top_k)[-sampling.top_k :]
@@ -81,8 +91,8 @@ def _draw(weights: Logits, sampling: Sampling, random: np.random.Generator) -> i
     if sampling.top_p < 1:
         candidates = _among(candidates, weights, lambda kept: _nucleus(kept, sampling.top_p))
     if candidates is None:
-        return _place(weights, random.random())
-    return int(candidates[_place(weights[candidates], random.random())])
+        return [_place(weights, random.random()) for random in randoms]
+    return [int(candidates[_place(weights[candidates], random.random())]) for random in randoms]
 
 
 def _among(

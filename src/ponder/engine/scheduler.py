@@ -1,8 +1,10 @@
 """Continuous batching over one key-value cache: many samples of many prompts, forked without copying.
 
-Every step computes one batch: the next token of each running sample, and a piece of prompt for those
+Every step computes one batch: the next token of each running line, and a piece of prompt for those
 still waiting to start. A prompt is computed once, in a sequence of its own, which its n samples then
-share (`llama_memory_seq_cp` copies no memory). Finished sequences stay as long as there is room, so
+share (`llama_memory_seq_cp` copies no memory). Samples of a request that have said the same so far are one
+line, computed once, from whose probabilities each draws by its own random numbers; where they draw
+different tokens, the line parts. Finished sequences stay as long as there is room, so
 that a continuation, or a fork at any token, finds all but its last token already computed; where
 they take more than a few cells, they wait on a `shelf.Shelf` instead.
 
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ponder.engine.libllama import ABORTED
-from ponder.engine.sampling import Sampling, log_softmax_at, pick
+from ponder.engine.sampling import Sampling, log_softmax_at, picks
 from ponder.engine.shelf import Shelf, State, cells, common
 from ponder.errors import ContextOverflow, EngineError, PonderError
 from ponder.protocols import LogProbs
@@ -67,11 +69,26 @@ class _Slot:
 @dataclass
 class _Sample:
     index: int
-    slot: _Slot
-    request: Request
     random: np.random.Generator
-    next: int
     count: int = 0
+
+
+@dataclass(eq=False)
+class _Line:
+    """Samples of a request that have said the same so far, in one sequence; `next` is said and not yet computed."""
+
+    request: Request
+    slot: _Slot
+    next: int
+    samples: list[_Sample]
+
+
+@dataclass
+class _Drawn:
+    """What the samples of a request said in a step: (index, id, logprob) and (index, finish)."""
+
+    tokens: list[tuple[int, int, float]] = field(default_factory=list)
+    finishes: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -115,7 +132,8 @@ class Scheduler:
         self._end_ids = frozenset(end_ids)
         self._end_array = np.array(sorted(end_ids), dtype=np.int64)
         self._requests: deque[Request] = deque()
-        self._samples: list[_Sample] = []
+        self._lines: list[_Line] = []
+        self.computed = 0
         self._shelf = Shelf(shelf)
         self._active_adapters: tuple[float, ...] | None = None
         self._clock = 0
@@ -143,17 +161,18 @@ class Scheduler:
         """Ends a request at once; its samples finish as "cancelled"."""
         for request in [r for r in self._requests if r.key == key]:
             request.cancelled = True
-            mine = [s for s in self._samples if s.request is request]
-            request.emit([], [(s.index, "cancelled") for s in mine])
-            for sample in mine:
-                self._end(sample)
+            mine = [line for line in self._lines if line.request is request]
+            request.emit([], [(sample.index, "cancelled") for line in mine for sample in line.samples])
+            for line in mine:
+                self._end(line)
+            request.running = 0
             self._retire(request)
 
     def drop_all(self) -> list[Request]:
         """Forgets every request, running or waiting, and the whole cache; returns them."""
         dropped = list(self._requests)
         self._requests.clear()
-        self._samples.clear()
+        self._lines.clear()
         for slot in self._slots:
             self._forget(slot)
             slot.busy = False
@@ -169,16 +188,17 @@ class Scheduler:
         adapters = self._turn()
         if adapters is None:
             return
-        decoding = [s for s in self._samples if s.request.adapters == adapters][: self._backend.batch]
-        rows = [(s.next, len(s.slot.tokens), s.slot.number, True) for s in decoding]
+        decoding = [line for line in self._lines if line.request.adapters == adapters][: self._backend.batch]
+        rows = [(line.next, len(line.slot.tokens), line.slot.number, True) for line in decoding]
         prefilling = self._prefill_rows(adapters, rows)
         if not rows:
             return
         self._switch(adapters)
-        if not self._compute(rows, [s.slot for s in decoding] + [p[0].holder for p in prefilling if p[0].holder]):
+        holders = [p[0].holder for p in prefilling if p[0].holder]
+        if not self._compute(rows, [line.slot for line in decoding] + holders):
             return
-        for sample in decoding:
-            sample.slot.tokens.append(sample.next)
+        for line in decoding:
+            line.slot.tokens.append(line.next)
         self._finish_prefill(prefilling)
         self._sample_all(decoding)
 
@@ -190,7 +210,7 @@ class Scheduler:
         room = min(self._cells, self._backend.context)
         if len(ids) > room:
             raise ContextOverflow(f"{len(ids)} tokens to score do not fit into {room}", "score a shorter text")
-        if len(ids) > self._cells - self._promised() or all(slot.busy for slot in self._slots):
+        if len(ids) > self._cells - self._promised() or self._free() < 1:
             return None
         slot, cached = self._open(ids, adapters, limit=start - 1)
         try:
@@ -218,20 +238,24 @@ class Scheduler:
         under_way = [r for r in self._requests if r.holder or r.running]
         return sum(len(r.prefix) + max(1, r.running) * r.max_tokens for r in under_way)
 
+    def _free(self) -> int:
+        """Slots that nobody uses, and that no line may need when it parts."""
+        parting = sum(len(line.samples) - 1 for line in self._lines)
+        return sum(not slot.busy for slot in self._slots) - parting
+
     def _admit(self) -> int:
         """Starts what has room; returns how many requests came in."""
         for request in list(self._requests):
             while request.logits is not None and request.started < request.n:
                 another = request.max_tokens if request.running else 0
-                if self._promised() + another > self._cells or all(slot.busy for slot in self._slots):
+                if self._promised() + another > self._cells or self._free() < 1:
                     break
                 self._start(request)
         admitted = 0
         for request in self._requests:
             if request.holder is None and request.started == 0:
-                free = sum(not slot.busy for slot in self._slots)
                 # Two slots: one for the prompt, one for its first sample.
-                if free < 2 or self._promised() + len(request.prefix) + request.max_tokens > self._cells:
+                if self._free() < 2 or self._promised() + len(request.prefix) + request.max_tokens > self._cells:
                     break
                 request.holder, cached = self._open(request.prefix, request.adapters, limit=len(request.prefix) - 1)
                 request.prompt(len(request.prefix) - cached, cached)
@@ -241,26 +265,36 @@ class Scheduler:
     def _start(self, request: Request) -> None:
         assert request.holder is not None
         assert request.logits is not None
-        slot = self._claim(keep=request.holder)
-        self._backend.copy(request.holder.number, slot.number, len(request.prefix))
-        slot.tokens, slot.adapters = list(request.prefix), request.adapters
-        sample = _Sample(request.started, slot, request, request.sampling.random(request.started), next=-1)
+        sample = _Sample(request.started, request.sampling.random(request.started))
         request.started += 1
         request.running += 1
-        self._samples.append(sample)
-        tokens: list[tuple[int, int, float]] = []
-        finishes: list[tuple[int, str]] = []
-        self._advance(sample, request.logits, tokens, finishes)
+        drawn = _Drawn()
+        (token,) = self._draw(request, [sample], request.logits, drawn) or (None,)
+        if token is not None:
+            self._join(request, sample, token)
         if request.started == request.n:
             self._drop_holder(request)
-        request.emit(tokens, finishes)
+        request.emit(drawn.tokens, drawn.finishes)
         self._retire(request)
+
+    def _join(self, request: Request, sample: _Sample, token: int) -> None:
+        """A sample that has said its first token goes with others that said the same, or begins a line of its own."""
+        length = len(request.prefix)
+        for line in self._lines:
+            if line.request is request and line.next == token and len(line.slot.tokens) == length:
+                line.samples.append(sample)
+                return
+        assert request.holder is not None
+        slot = self._claim(keep=request.holder)
+        self._backend.copy(request.holder.number, slot.number, length)
+        slot.tokens, slot.adapters = list(request.prefix), request.adapters
+        self._lines.append(_Line(request, slot, token, [sample]))
 
     # ------------------------------------------------------------ one step
 
     def _turn(self) -> tuple[float, ...] | None:
         """The adapters whose requests compute next: the others' turn comes after."""
-        waiting = [s.request.adapters for s in self._samples]
+        waiting = [line.request.adapters for line in self._lines]
         waiting += [r.adapters for r in self._requests if r.holder and r.logits is None]
         if not waiting:
             return None
@@ -297,6 +331,7 @@ class Scheduler:
         while True:
             code = self._backend.decode(rows)
             if code == 0:
+                self.computed += len(rows)
                 return True
             for slot in slots:  # what was computed of this batch is forgotten, so that it can run again
                 self._backend.truncate(slot.number, len(slot.tokens))
@@ -315,36 +350,57 @@ class Scheduler:
             if row >= 0:
                 request.logits = self._backend.logits(row).copy()
 
-    def _sample_all(self, decoding: list[_Sample]) -> None:
-        said: dict[int, tuple[Request, list[tuple[int, int, float]], list[tuple[int, str]]]] = {}
-        for row, sample in enumerate(decoding):
-            request = sample.request
-            _, tokens, finishes = said.setdefault(request.key, (request, [], []))
-            self._advance(sample, self._backend.logits(row), tokens, finishes)
-        for request, tokens, finishes in said.values():
-            request.emit(tokens, finishes)
+    def _sample_all(self, decoding: list[_Line]) -> None:
+        said: dict[int, tuple[Request, _Drawn]] = {}
+        ways = []
+        for row, line in enumerate(decoding):
+            _, drawn = said.setdefault(line.request.key, (line.request, _Drawn()))
+            ways.append(self._draw(line.request, line.samples, self._backend.logits(row), drawn))
+        for line, way in zip(decoding, ways, strict=True):
+            self._part(line, way)
+        for request, drawn in said.values():
+            request.emit(drawn.tokens, drawn.finishes)
             self._retire(request)
 
-    def _advance(
-        self, sample: _Sample, logits: Logits, tokens: list[tuple[int, int, float]], finishes: list[tuple[int, str]]
-    ) -> None:
-        request = sample.request
+    def _draw(
+        self, request: Request, samples: Sequence[_Sample], logits: Logits, drawn: _Drawn
+    ) -> dict[int, list[_Sample]]:
+        """The next token of each sample; those that go on, by their tokens."""
         banned = self._end_array if request.sampling.ignore_eos else None
-        sample.next, logprob = pick(logits, request.sampling, sample.random, banned)
-        sample.count += 1
-        tokens.append((sample.index, sample.next, logprob))
-        cut = sample.count == request.max_tokens or request.pauses(sample.next)
-        finish = "stop" if sample.next in self._end_ids else "length" if cut else None
-        if finish:
-            finishes.append((sample.index, finish))
-            self._end(sample)
+        found = picks(logits, request.sampling, [sample.random for sample in samples], banned)
+        ways: dict[int, list[_Sample]] = {}
+        for sample, (token, logprob) in zip(samples, found, strict=True):
+            sample.count += 1
+            drawn.tokens.append((sample.index, token, logprob))
+            cut = sample.count == request.max_tokens or request.pauses(token)
+            finish = "stop" if token in self._end_ids else "length" if cut else None
+            if finish is None:
+                ways.setdefault(token, []).append(sample)
+            else:
+                drawn.finishes.append((sample.index, finish))
+                request.running -= 1
+        return ways
+
+    def _part(self, line: _Line, ways: dict[int, list[_Sample]]) -> None:
+        """The first way goes on in the line's own sequence, each other one in a copy of it."""
+        if not ways:
+            self._end(line)
+            return
+        (line.next, line.samples), *others = ways.items()
+        parted = []
+        for token, samples in others:
+            slot = self._claim(keep=line.slot)
+            self._backend.copy(line.slot.number, slot.number, len(line.slot.tokens))
+            slot.tokens, slot.adapters = list(line.slot.tokens), line.slot.adapters
+            parted.append(_Line(line.request, slot, token, samples))
+        place = self._lines.index(line) + 1
+        self._lines[place:place] = parted
 
     # ------------------------------------------------------------ slots
 
-    def _end(self, sample: _Sample) -> None:
-        self._samples.remove(sample)
-        sample.request.running -= 1
-        self._release(sample.slot)
+    def _end(self, line: _Line) -> None:
+        self._lines.remove(line)
+        self._release(line.slot)
 
     def _retire(self, request: Request) -> None:
         if request.over and request in self._requests:
@@ -425,10 +481,11 @@ class Scheduler:
 
 
 def describe(scheduler: Scheduler) -> dict[str, Any]:
-    """Counts for tests and monitoring."""
+    """Counts for tests and monitoring: samples that run, requests, bytes put away, tokens in the cache and computed."""
     return {
-        "running": len(scheduler._samples),
+        "running": sum(len(line.samples) for line in scheduler._lines),
         "requests": len(scheduler._requests),
         "shelved": scheduler._shelf.size,
         "cached": sum(len(s.tokens) for s in scheduler._slots),
+        "computed": scheduler.computed,
     }

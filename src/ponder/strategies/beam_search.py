@@ -12,12 +12,10 @@ Xie et al., Self-Evaluation Guided Beam Search for Reasoning (2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
 from ponder.strategies.defaults import checked_arithmetic
-from ponder.strategies.tree import Branch, Tree, ranked, search_strategy
+from ponder.strategies.tree import Tree, distinct, ranked, search_strategy
 
 
 def beam_search(
@@ -54,8 +52,3 @@ def beam_search(
         await tree.score(beams)
 
     return search_strategy(f"beam_search({n}, {width})", search, verifier or checked_arithmetic(), aggregate, step)
-
-
-def distinct(branches: Iterable[Branch]) -> list[Branch]:
-    """The branches, without those that say token for token what one before them says."""
-    return list({tuple(branch.draft.ids): branch for branch in reversed(list(branches))}.values())[::-1]

@@ -21,13 +21,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ponder.chat.model import Model, Prompt
 from ponder.errors import EngineError, EngineTimeout, PonderError, Unsupported
 from ponder.protocols import Strategy, Verifier, bound, most_tokens
 from ponder.strategies.best_of_n import Aggregate, aggregated
 from ponder.strategies.budget import no_answer, prepared
-from ponder.strategies.draft import Action, Draft, Generate, Plan
+from ponder.strategies.draft import Action, Draft, Generate, Plan, Restore, Write
 from ponder.strategies.pool import of_several
 from ponder.strategies.requests import Limits, Requests
 from ponder.types import AnswerDelta, BestAnswer, Budget, Event, Question, Sample, SampleFinished, Scored
@@ -66,6 +67,7 @@ class Branch:
     over: bool = False
     told: bool = False
     probe: bool = False
+    step: Step | None = None
     error: PonderError | None = None
 
     @property
@@ -200,11 +202,11 @@ class Tree:
         """
         allowance = (self.left - kept) // (len(parents) * width) - self._scoring
         families = [[parent] for parent in parents]
-        work = []
-        for family in families:  # numbered now, so that the order of completion changes nothing
-            work.append(self._expand(family, range(self._numbers, self._numbers + width - 1), allowance))
-            self._numbers += width - 1
-        await asyncio.gather(*map(self._guarded, families, work))
+        await asyncio.gather(*(self._guarded(family, self._ready(family[0], allowance)) for family in families))
+        for family in families:  # numbered in the order of the parents, so that the order of completion changes nothing
+            if not family[0].over and family[0].error is None:
+                family += [self._fork(family[0]) for _ in range(width - 1)]
+        await self._together([branch for family in families for branch in family])
         for branch in (each for family in families for each in family):
             if branch.over:
                 self._tell(branch)
@@ -225,7 +227,8 @@ class Tree:
         scoring = self._scoring
         allowance = self.left - (scoring if self.left > scoring + self._least else 0)
         self._plan(branch.draft, allowance if tokens is None else min(tokens, allowance), self.plan.reserve)
-        await self._guarded([branch], self._follow(branch, None))
+        branch.step = None
+        await self._together([branch])
         branch.over = True
         self._tell(branch)
         await self.score([branch])
@@ -236,7 +239,8 @@ class Tree:
             return branch.value
         fork = self._fork(branch)
         self._plan(fork.draft, self.left - self.answer_tokens, self.plan.last)
-        await self._guarded([fork], self._follow(fork, None))
+        fork.step = None
+        await self._together([fork])
         if not fork.over:  # out of calls
             return branch.value
         self._tell(fork)
@@ -277,13 +281,14 @@ class Tree:
         fork = self._fork(branch)
         fork.probe, fork.draft.hurry = True, True
         self._plan(fork.draft, self.probe_tokens(tokens), self.plan.last)
-        await self._guarded([fork], self._follow(fork, None))
+        fork.step = None
+        await self._together([fork])
         fork.over = True
         return fork
 
     def _fork(self, branch: Branch) -> Branch:
         draft = branch.draft
-        fork = Branch(draft.fork(self._numbers), branch.index, len(draft.ids), branch.value)
+        fork = Branch(draft.fork(self._numbers), branch.index, len(draft.ids), branch.value, step=branch.step)
         self._requests.inherit(draft, fork.draft)
         self._numbers += 1
         self.branches.append(fork)
@@ -297,38 +302,49 @@ class Tree:
 
     # ------------------------------------------------------------ growing
 
-    async def _expand(self, family: list[Branch], numbers: range, allowance: int) -> None:
-        """Grows the only branch of a family, and forks of it by these numbers, which join the family."""
-        parent = family[0]
-        first = parent.draft
-        self._plan(first, allowance, self.plan.last)
-        step = Step(len(first.said), len(first.ids), self._step, self._line)
-        while not isinstance(action := self._next(first), Generate):
-            if action is None:
-                parent.over = not self._out_of_calls
-                return
-            await self._requests.do(first, action)
-        for number in numbers:
-            fork = Branch(first.fork(number), parent.index, len(first.ids), parent.value)
-            self._requests.inherit(first, fork.draft)
-            family.append(fork)
-            self.branches.append(fork)
-        drafts = [branch.draft for branch in family]
-        await self._requests.generate(drafts, self._within(action, first, step), step)
-        await asyncio.gather(*(self._guarded([branch], self._follow(branch, step)) for branch in family))
-
-    async def _follow(self, branch: Branch, step: Step | None) -> None:
-        """Goes on with a branch up to the end of the step, or of the sample."""
+    async def _ready(self, branch: Branch, allowance: int) -> None:
+        """Brings a branch to where the engine goes on with it, for a step within that many tokens."""
         draft = branch.draft
-        while step is None or not step(draft):
-            action = self._next(draft)
+        self._plan(draft, allowance, self.plan.last)
+        branch.step = Step(len(draft.said), len(draft.ids), self._step, self._line)
+        while not isinstance(action := self._next(draft), Generate):
             if action is None:
                 branch.over = not self._out_of_calls
                 return
-            if isinstance(action, Generate) and step is not None:
-                action = self._within(action, draft, step)
-            requests = self._requests.muted() if branch.probe else self._requests
-            await requests.do(draft, action, step if draft.still_thinking else None)
+            await self._requests.do(draft, action)
+
+    async def _together(self, branches: Sequence[Branch]) -> None:
+        """Goes on with branches up to the end of their steps, or of the samples where there is no step.
+
+        Those that have said the same so far ask the engine together, which computes once what they go on to say alike.
+        """
+        groups: dict[Any, list[Branch]] = {}
+        for branch in branches:
+            if branch.over or branch.error is not None or (branch.step is not None and branch.step(branch.draft)):
+                continue
+            action = self._next(branch.draft)
+            if action is None:
+                branch.over = not self._out_of_calls
+            else:
+                groups.setdefault((tuple(branch.draft.ids), action, branch.step, branch.probe), []).append(branch)
+        await asyncio.gather(*(self._advance(group, key[1]) for key, group in groups.items()))
+
+    async def _advance(self, group: list[Branch], action: Generate | Write | Restore) -> None:
+        requests = self._requests.muted() if group[0].probe else self._requests
+        first, step = group[0].draft, group[0].step
+        try:
+            if isinstance(action, Generate):
+                action = action if step is None else self._within(action, first, step)
+                drafts = [branch.draft for branch in group]
+                await requests.generate(drafts, action, step if first.still_thinking else None)
+            else:
+                for branch in group:
+                    await requests.do(branch.draft, action)
+        except EngineError as error:
+            for branch in group:
+                branch.over, branch.error = True, error
+            return
+        await self._together(group)
 
     def _within(self, action: Generate, draft: Draft, step: Step) -> Generate:
         most = max(1, step.left(draft)) if draft.still_thinking else action.tokens
@@ -433,3 +449,8 @@ class Tree:
 def ranked(branches: Iterable[Branch]) -> list[Branch]:
     """The branches by falling value; those begun first among equals."""
     return sorted(branches, key=lambda branch: (-branch.value, branch.index))
+
+
+def distinct(branches: Iterable[Branch]) -> list[Branch]:
+    """The branches, without those that say token for token what one before them says."""
+    return list({tuple(branch.draft.ids): branch for branch in reversed(list(branches))}.values())[::-1]

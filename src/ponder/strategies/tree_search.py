@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
 from ponder.strategies.defaults import checked_arithmetic
-from ponder.strategies.tree import Branch, Tree, search_strategy
+from ponder.strategies.tree import Branch, Tree, distinct, search_strategy
 
 
 @dataclass(eq=False)
@@ -78,8 +78,10 @@ def tree_search(
                 return
             leaf = _selected(root, exploration)
             (children,) = await tree.grow([leaf.branch], min(width, fits), kept)
-            leaf.children = [Node(branch, leaf) for branch in children]
-            await tree.score(children)
+            moves = distinct(children)
+            tree.drop(branch for branch in children if branch not in moves)
+            leaf.children = [Node(branch, leaf) for branch in moves]
+            await tree.score(moves)
             for child in leaf.children:
                 child.back_up(await tree.rollout(child.branch) if rollouts else child.branch.value)
             if not leaf.children:
