@@ -33,6 +33,7 @@ from ponder.engine.scripted import ScriptedEngine, says
 from ponder.errors import PonderError
 from ponder.protocols import Capabilities
 from ponder.strategies import budget as driving
+from ponder.strategies import requests
 from ponder.strategies import draft, message_budget
 from ponder.types import Budget
 
@@ -308,9 +309,9 @@ def test_the_budget_is_told_as_the_code_has_it() -> None:
     text = read("docs/budget.md")
     for field in dataclasses.fields(Budget):
         assert re.search(rf"`(Budget\()?{field.name}=", text), f"docs/budget.md leaves out {field.name}"
-    assert f"{driving.THINKING_SHARE:.0%} of them" in text
+    assert f"{requests.THINKING_SHARE:.0%} of them" in text
     assert f"below {draft.LEAST_ANSWER} tokens a sample" in text
-    assert driving.RESUMES == 2
+    assert requests.RESUMES == 2
     assert "twice at most" in text
     assert Budget(tokens=100_000).reserve == 64
     assert Budget(tokens=100).reserve == 25
