@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import re
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,9 @@ from scoring import score
 from ponder import tasks
 from ponder.errors import InputError
 from ponder.expressions import parse
-from ponder.types import Question, Sample, user
-from ponder.verifiers import math_answer
+from ponder.protocols import bound, most_tokens
+from ponder.types import Question, Sample, Score, user
+from ponder.verifiers import judge, math_answer
 from ponder.verifiers.naming import MODULES, names, verifier_named
 from ponder.verifiers.per_question import verifier_of
 
@@ -80,6 +82,7 @@ def test_an_expression_names_a_verifier(expression, answer, reference, value):
         ("math_answer(seconds=0)", "leaves no time to compare"),
         ("pattern('(')", "is no regular expression"),
         ("json_schema", "does not work"),
+        ("judge(tokens=0)", "tokens"),
     ],
 )
 def test_what_is_none_is_told_in_one_line(text, problem):
@@ -126,6 +129,33 @@ def test_each_expression_is_built_once(monkeypatch):
     assert built == [{}, {"strict": True}]
     assert [judged(verifier, question, "7") for question in questions] == [1.0, 0.0, 0.0, 1.0]
     assert built == [{}, {"strict": True}]
+
+
+@dataclass(frozen=True)
+class Asks:
+    """A verifier that asks a model: 1 where that agrees."""
+
+    tokens: int
+    model: object = None
+
+    def with_model(self, model):
+        return replace(self, model=model)
+
+    async def __call__(self, question, sample):
+        return Score(float(self.model == sample.answer), "asks")
+
+
+def test_verifiers_that_ask_a_model_get_the_one_of_the_strategy(monkeypatch):
+    monkeypatch.setattr(judge, "judge", lambda tokens=7: Asks(tokens))
+    declares = [Question((user("?"),), "7", metadata={"verifier": f"judge(tokens={n})"}) for n in (3, 20, 50)]
+    plain = Question((user("?"),), "7")
+    verifier = verifier_of(tasks.Task("own", (plain, *declares[:2]), "math_answer", ""))
+    assert (most_tokens(verifier), most_tokens(verifier_of("judge")), most_tokens(verifier_of("choice"))) == (20, 7, 0)
+    asking = bound(verifier, "the model")
+    assert [judged(asking, question, "the model") for question in (plain, *declares)] == [0.0, 1.0, 1.0, 1.0]
+    assert most_tokens(asking) == 50
+    assert bound(asking, "another") is asking
+    assert judged(verifier, declares[0], "the model") == 0.0
 
 
 @pytest.mark.parametrize(

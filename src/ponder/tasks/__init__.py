@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder.errors import InputError
-from ponder.tasks import aime, asdiv, competition_math, gsm8k, mawps, mmlu, plain, svamp
+from ponder.tasks import aime, asdiv, competition_math, gsm8k, hub, mawps, mmlu, plain, reasoning_gym, svamp
 from ponder.tasks.fields import Row, Source
 from ponder.tasks.rows import Numbered, place, read
 from ponder.types import Question, system
@@ -37,13 +37,15 @@ class Task:
     """Questions with their reference answers, and the expression that names how answers are compared.
 
     A question that declares a verifier of its own has it in its metadata, and that one holds for it.
-    `sha256` is that of the whole file, however few of its questions were taken.
+    `sha256` is that of the whole file, or of the rows or entries where there is no file, however few of
+    its questions were taken. `revision` is the commit of a data set from a model hub, where known.
     """
 
     name: str
     questions: tuple[Question, ...]
     verifier: str
     sha256: str
+    revision: str | None = None
 
 
 def load(
@@ -56,6 +58,9 @@ def load(
 ) -> Task:
     """The task in a file: JSONL, a JSON array, CSV with a header or ASDiv's XML.
 
+    In place of a path, `hf:OWNER/NAME:CONFIGURATION@SPLIT` takes a data set of a model hub and
+    `reasoning-gym:FAMILY?size=100&seed=1` makes questions; see `ponder.tasks.hub` and `.reasoning_gym`.
+
     The format is recognised from the first rows unless given. `limit` takes the first rows or, with
     `seed`, a random subset that stays the same for the same seed, and that a larger limit only adds to.
     The whole file is checked in any case.
@@ -64,8 +69,15 @@ def load(
         raise InputError(f"there is no format {format!r}", f"Known formats: {', '.join(FORMATS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, not {limit}", "Leave it out for all questions")
-    path = Path(path)
-    rows, sha256 = read(path)
+    text, path = str(path), Path(path)
+    if text.startswith(reasoning_gym.PREFIX):
+        if format is not None:
+            raise InputError(f"{text} has no format to choose", "Leave it out")
+        name, made, sha256 = reasoning_gym.read(text)
+        return Task(name, tuple(_subset(made, limit, seed)), verifier or reasoning_gym.VERIFIER, sha256)
+    remote = text.startswith(hub.PREFIX)
+    rows, sha256, revision = hub.read(text) if remote else (*read(path), None)
+    stem = hub.parse(text).label if remote else path.stem
     header: dict[str, str] = {}
     if rows and plain.is_header(rows[0][1]) and recognise(rows[0][1]) is None:
         line, row = rows.pop(0)
@@ -73,7 +85,7 @@ def load(
     if not rows:
         raise InputError(f"{path} has no questions", "Give a file with at least one")
     chosen = format or _recognise_all(path, rows[:FIRST])
-    name = header.get("task") or (path.stem if chosen == "plain" else f"{chosen}/{path.stem}")
+    name = header.get("task") or (stem if chosen == "plain" else f"{chosen}/{stem}")
     questions = _questions(path, FORMATS[chosen], rows)
     default = plain.verifier(questions) if chosen == "plain" else FORMATS[chosen].VERIFIER
     before = (system(header["instruction"]),) if "instruction" in header else ()
@@ -85,6 +97,7 @@ def load(
         ),
         verifier=verifier or header.get("verifier") or default,
         sha256=sha256,
+        revision=revision,
     )
 
 
@@ -102,6 +115,7 @@ def describe(task: Task) -> dict[str, Any]:
         "kinds": dict(Counter(str(question.metadata.get("kind", "")) for question in task.questions)),
         "verifier": task.verifier,
         "sha256": task.sha256,
+        **({"revision": task.revision} if task.revision else {}),
         "floor": {"answer": answer, "share": share},
     }
 

@@ -19,6 +19,11 @@ MODULES = {
     "arithmetic_steps": "arithmetic_steps",
     "code_tests": "code_tests",
     "reasoning_gym": "reasoning_gym",
+    # These ask the model that a strategy runs on.
+    "judge": "judge",
+    "process_reward": "self_reward",
+    "process_reward_model": "reward_model",
+    "outcome_reward": "reward_model",
 }
 """The module of `ponder.verifiers` that has each name. Settings must be plain values for a verifier to stand here."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from ponder.errors import InputError
-from ponder.protocols import Verifier
+from ponder.protocols import Verifier, bound, most_tokens
 from ponder.types import Question, Sample, Score
 from ponder.verifiers.naming import verifier_named
 
@@ -25,31 +26,49 @@ def verifier_of(task: str | Declares) -> Verifier:
     """The verifier that `question.metadata["verifier"]` names where a question has it, else that of `task`.
 
     `task` is a task or the expression of its verifier. Each expression is built once; those of a
-    task's questions are built here, so that a mistake in one comes before anything was paid for.
+    task's questions are built here, so that a mistake in one comes before anything was paid for, and
+    that `tokens` knows the most that any of them takes.
 
     Raises InputError for an expression that names no verifier.
     """
     expression, questions = (task, ()) if isinstance(task, str) else (task.verifier, task.questions)
-    built = {expression: verifier_named(expression)}
+    verifier = _PerQuestion(expression, {expression: verifier_named(expression)})
+    for question in questions:
+        verifier.chosen(question)
+    return verifier
 
-    def chosen(question: Question) -> Verifier:
-        declared = question.metadata.get("verifier", expression)
+
+@dataclass(frozen=True)
+class _PerQuestion:
+    """`built` holds the verifiers of the expressions met so far, asking `model` once there is one."""
+
+    expression: str
+    built: dict[str, Verifier] = field(repr=False)
+    model: Any = None
+
+    @property
+    def tokens(self) -> int:
+        return max(map(most_tokens, self.built.values()))
+
+    def with_model(self, model: Any) -> _PerQuestion:
+        if self.model is not None:
+            return self
+        return _PerQuestion(self.expression, {name: bound(each, model) for name, each in self.built.items()}, model)
+
+    def chosen(self, question: Question) -> Verifier:
+        declared = question.metadata.get("verifier", self.expression)
         if not isinstance(declared, str):
             raise InputError(_of(question, f"declares {declared!r} as its verifier"), "Write its expression as text")
-        if declared not in built:
+        if declared not in self.built:
             try:
-                built[declared] = verifier_named(declared)
+                verifier = verifier_named(declared)
             except InputError as error:
                 raise InputError(_of(question, f"declares a verifier: {error.problem}"), error.mend) from None
-        return built[declared]
+            self.built[declared] = verifier if self.model is None else bound(verifier, self.model)
+        return self.built[declared]
 
-    for question in questions:
-        chosen(question)
-
-    async def verify(question: Question, sample: Sample) -> Score:
-        return await chosen(question)(question, sample)
-
-    return verify
+    async def __call__(self, question: Question, sample: Sample) -> Score:
+        return await self.chosen(question)(question, sample)
 
 
 def _of(question: Question, what: str) -> str:
