@@ -1,5 +1,6 @@
 # make demo   sets up .venv and asks the embedded model a question
 # make test   lint, types, import contracts, docs, tests with coverage: what has to pass before a change is taken
+# make curve  what thinking buys the embedded model on word problems: a table, curves, a page and a policy, in curve/
 # make lint, make docs, make bench, make clean
 
 PYTHON ?= python3
@@ -7,16 +8,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-input -c constraints.txt --build-constraint constraints.txt
+CURVE := curve
+QUESTIONS := 70
 QUESTION := Anna has 5 apples and buys 7 more. How many apples does she have?
 
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test curve lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/ponder ask "$(QUESTION)"
+
+curve: $(VENV)/installed-plots
+	mkdir -p $(CURVE)
+	$(BIN)/python recipes/problems.py --questions $(QUESTIONS) > $(CURVE)/problems.jsonl
+	$(BIN)/ponder curve $(CURVE)/problems.jsonl --samples 16 --budgets 32..512 --output $(CURVE) \
+		--strategies direct,chain_of_thought,vote,best_of_n,beam_search
 
 test: lint
 	$(BIN)/pytest --cov --cov-report=term-missing --cov-fail-under=90
@@ -36,9 +45,10 @@ docs: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/budget.py
+	$(BIN)/python benchmarks/strategies.py --parts tree,adaptive
 
 clean:
-	rm -rf $(VENV) dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CURVE) dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests tools examples benchmarks recipes -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # ---------------------------------------------------------------- the environment
@@ -48,6 +58,11 @@ $(VENV)/installed: $(VENV)/pip $(SOURCES)
 	@echo "installing ponder into $(VENV)"
 	@$(INSTALL) .
 	@touch $@
+
+$(VENV)/installed-plots: $(VENV)/pip $(SOURCES)
+	@echo "installing ponder and what draws its curves into $(VENV)"
+	@$(INSTALL) '.[plots]'
+	@touch $(VENV)/installed $@
 
 $(VENV)/installed-dev: $(VENV)/pip $(SOURCES)
 	@echo "installing ponder and what its tests need into $(VENV)"

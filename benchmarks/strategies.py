@@ -5,7 +5,7 @@
 peers     self-consistency, best-of-N and beam search against optillm and its_hub (benchmarks/peers says how they are
           installed and what was made alike): wall time, tokens and accuracy, all programs in turn on every block of
           questions, one question at a time
-adaptive  the vote of 32 samples against the vote that stops at a risk of 0.05: tokens, and the paired difference of
+adaptive  the vote of 32 samples against the vote that stops at a risk of 0.1: tokens, and the paired difference of
           accuracy with its interval. Both draw the same samples, so what is compared is the rule
 tree      tokens that searches make the engine compute, over the distinct tokens of their trees, and beside all sampled
 
@@ -47,7 +47,7 @@ HERE = Path(__file__).parent
 BLOCK = 6
 """Questions that each program answers before the next one's turn, so that all see the same machine."""
 
-RISK = 0.05
+RISK = 0.1
 
 
 def problem_rows(count: int, seed: int) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ ALL = list(commands())
 
 def test_there_are_the_commands_of_the_readme():
     top = {path[0] for path in ALL if path}
-    assert top == {"ask", "chat", "models", "traces"}
+    assert top == {"ask", "chat", "curve", "eval", "models", "route", "traces"}
     assert {path[1] for path in ALL if path[:1] == ("models",) and path[1:]} == {"list", "pull", "show", "rm"}
     assert {path[1] for path in ALL if path[:1] == ("traces",) and path[1:]} == {"list", "show", "export", "rm"}
 
@@ -127,7 +127,7 @@ def test_completion_of_model_names():
 
 
 def test_completion_of_commands_and_options():
-    assert complete("ponder ") == ["ask", "chat", "models", "traces"]
+    assert complete("ponder ") == ["ask", "chat", "curve", "eval", "route", "models", "traces"]
     assert {"--min-thinking", "--model"} <= set(complete("ponder ask --m"))
 
 

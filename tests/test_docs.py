@@ -32,9 +32,7 @@ from ponder.engine.remote_vllm import Vllm
 from ponder.engine.scripted import ScriptedEngine, says
 from ponder.errors import PonderError
 from ponder.protocols import Capabilities
-from ponder.strategies import budget as driving
-from ponder.strategies import requests
-from ponder.strategies import draft, message_budget
+from ponder.strategies import draft, message_budget, requests
 from ponder.types import Budget
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""The command line: `ponder ask`, `chat`, `models`, `traces`."""
+"""The command line: `ponder ask`, `chat`, `curve`, `eval`, `models`, `traces`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from ponder.commands import models, traces
 from ponder.commands.ask import ask
 from ponder.commands.asking import STOPPED
 from ponder.commands.chat import chat
+from ponder.commands.curve import curve
+from ponder.commands.eval import evaluate
+from ponder.commands.route import route
 from ponder.commands.terminal import complain
 from ponder.errors import PonderError
 
@@ -54,6 +57,9 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(chat)
+app.command()(curve)
+app.command("eval")(evaluate)
+app.command()(route)
 app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
 

@@ -20,7 +20,7 @@ from ponder.chat.model import Model, model_of
 from ponder.engine.scripted import TOKENIZER, Fault, ScriptedEngine, says
 from ponder.errors import BudgetTooSmall, EngineError
 from ponder.protocols import SamplingParams
-from ponder.strategies.self_consistency import decided, self_consistency, winner, wrong_leader
+from ponder.strategies.self_consistency import decided, overtaken, self_consistency, winner
 from ponder.types import BestAnswer, Budget, Sample, SampleFinished, Trace, ask
 
 
@@ -62,16 +62,45 @@ def test_the_weighted_vote_adds_probabilities() -> None:
     assert winner([*samples[:2], unsure], "logprob", number) is samples[0]
 
 
-def test_the_risk_is_the_tail_of_a_beta_distribution() -> None:
-    assert wrong_leader(4, 0) == 1 / 32
-    assert wrong_leader(0, 0) == wrong_leader(3, 3) == 0.5
+@pytest.mark.parametrize(
+    ("first", "second", "left", "risk"),
+    [
+        (1, 0, 0, 0.0),  # nothing comes any more
+        (1, 0, 1, 1 / 3),  # the mean of Beta(1, 2)
+        (2, 0, 1, 0.0),  # one vote does not turn two
+        (2, 0, 2, 0.1),  # the mean square of Beta(1, 3)
+        (1, 1, 1, 0.5),
+        (3, 1, 2, 1 / 7),  # the mean square of Beta(2, 4)
+    ],
+)
+def test_the_risk_by_hand(first: int, second: int, left: int, risk: float) -> None:
+    assert overtaken(first, second, left) == pytest.approx(risk)
+
+
+@pytest.mark.parametrize(("first", "second", "left"), [(4, 0, 28), (6, 2, 8), (9, 8, 15), (20, 3, 9)])
+def test_the_risk_is_how_often_the_vote_turns(first: int, second: int, left: int) -> None:
+    random = np.random.default_rng(0)
+    shares = random.beta(second + 1, first + 1, 200_000)
+    more = random.binomial(left, shares)
+    turned = np.mean((second + more >= first + left - more) & (more > 0))
+    assert overtaken(first, second, left) == pytest.approx(turned, abs=0.004)
+
+
+def test_with_ever_more_samples_to_come_the_risk_is_the_tail_of_a_beta_distribution() -> None:
     # Integrated numerically: the density of Beta(6, 3) below one half.
     steps = 20_000
     area = sum(((i + 0.5) / steps) ** 5 * (1 - (i + 0.5) / steps) ** 2 for i in range(steps // 2)) / steps
-    assert wrong_leader(5, 2) == pytest.approx(area * math.gamma(9) / math.gamma(6) / math.gamma(3), abs=1e-6)
-    assert decided([sample(i, "7") for i in range(4)], 0.05, number)
-    assert not decided([sample(i, "7") for i in range(4)], 0.03, number)
-    assert not decided([], 0.4, number)
+    tail = area * math.gamma(9) / math.gamma(6) / math.gamma(3)
+    assert overtaken(5, 2, 4000) == pytest.approx(tail, abs=1e-3)
+    assert overtaken(5, 2, 4) < overtaken(5, 2, 40) < tail + 1e-3
+
+
+def test_a_vote_is_decided_by_its_leading_answers_alone() -> None:
+    four = [sample(i, "7") for i in range(4)]
+    assert decided(four, 0.05, number, 28)
+    assert not decided(four, 0.01, number, 28)
+    assert decided([*four, sample(4, "x")], 0.05, number, 27)
+    assert not decided([], 0.4, number, 8)
 
 
 # ---------------------------------------------------------------- with an engine

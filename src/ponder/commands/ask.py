@@ -31,6 +31,7 @@ def _complete_strategy(incomplete: str) -> list[str]:
 
 
 def ask(
+    context: typer.Context,
     question: Annotated[
         str | None, typer.Argument(help="The question; text piped in or in files comes below it.")
     ] = None,
@@ -48,6 +49,8 @@ def ask(
             autocompletion=_complete_strategy,
         ),
     ] = None,
+    effort: asking.EffortOption = None,
+    policy: asking.PolicyOption = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Direct, step by step, and trained thinking side by side.")
     ] = False,
@@ -79,6 +82,9 @@ def ask(
     from ponder.types import Budget
 
     chosen = asking.strategy_of(think, no_think)
+    wanted = asking.wanted_of(context, policy, effort, budget)
+    if wanted is not None:
+        chosen, budget = wanted.strategy, wanted.tokens
     if strategy is not None:
         if compare or no_think or think is not Think.auto:
             raise InputError("--strategy says how to think already", "drop --think, --no-think and --compare")
@@ -101,6 +107,8 @@ def ask(
         with asking.opened_store(options) as store:
             opened = await asking.open_asked(options, stop)
             try:
+                if wanted is not None and not options.quiet:
+                    wanted.check(opened)
                 if compare:
                     await _compare(asked, opened, bounds, store, as_json, quiet)
                 else:

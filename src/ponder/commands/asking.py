@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from ponder.commands.terminal import complain
 from ponder.errors import InputError, PonderError
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def _complete_model(incomplete: str) -> list[str]:
     from ponder.engine.catalogue import names
 
     return [name for name in [*names(), "openai:http://", "scripted:"] if name.startswith(incomplete)]
+
+
+def _complete_effort(incomplete: str) -> list[str]:
+    from ponder.strategies.policy import AUTO, EFFORTS
+
+    return [name for name in (*EFFORTS, AUTO) if name.startswith(incomplete)]
 
 
 ModelOption = Annotated[
@@ -88,6 +95,20 @@ PriceOption = Annotated[
     ),
 ]
 SystemOption = Annotated[str | None, typer.Option("--system", help="A system message.")]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option("--policy", metavar="FILE", help="What each effort means, as ponder curve has measured it."),
+]
+EffortOption = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        "-e",
+        metavar="low|medium|high|auto",
+        help="How much thinking to buy, strategy and budget; auto is chosen by a policy's router.",
+        autocompletion=_complete_effort,
+    ),
+]
 NoStoreOption = Annotated[bool, typer.Option("--no-store", help="Keep no trace of it.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer alone.")]
 
@@ -119,6 +140,47 @@ def strategy_of(think: Think, no_think: bool) -> Strategy:
     if no_think and think is not Think.auto:
         raise InputError("--no-think and --think contradict each other", "drop one of them")
     return direct() if no_think else chain_of_thought(think.value)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What --policy and --effort ask for; `model` is the one that the policy was measured on, "" if none."""
+
+    strategy: Strategy
+    tokens: int
+    model: str
+
+    def check(self, model: Model) -> None:
+        """Says so where another model is asked: what was measured may not hold for it."""
+        name = str(model.engine.info.metadata.get("ponder.name", model.name))
+        if self.model not in ("", name):
+            complain(f"the policy was measured on {self.model}, not on {name}")
+
+
+def wanted_of(context: typer.Context, policy: Path | None, effort: str | None, budget: int) -> Wanted | None:
+    """The effort of a policy, or of what efforts mean without one; None where neither option was given.
+
+    A `budget` that was given itself goes before the policy's. Raises InputError for a policy or effort that
+    cannot be, and beside other options that say how to think.
+    """
+    if policy is None and effort is None:
+        return None
+    from ponder.strategies.policy import BUILT_IN, load
+
+    clash = [name for name in ("strategy", "think", "no_think", "compare") if _was_given(context, name)]
+    if clash:
+        named = "--policy" if effort is None else "--effort"
+        raise InputError(f"{named} says how to think already", f"drop --{clash[0].replace('_', '-')}")
+    chosen = BUILT_IN if policy is None else load(policy)
+    strategy, bounds = chosen.chosen(effort)
+    measured = None if _was_given(context, "budget") else bounds.tokens
+    return Wanted(strategy, measured or budget, chosen.model)
+
+
+def _was_given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line, and is not its default alone."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_finite(**numbers: float | None) -> None:

@@ -21,6 +21,7 @@ from ponder.types import Budget, Cost, Message, ask, assistant, from_dict, syste
 if TYPE_CHECKING:
     from ponder.chat.model import Model
     from ponder.ops.store import Store
+    from ponder.protocols import Strategy
 
 HELP = """/budget N           tokens for each turn (now {budget})
 /think WAY          on, off, trained or prompt (now {think})
@@ -37,6 +38,8 @@ class Conversation:
     messages: list[Message]
     budget: int
     think: str
+    strategy: Strategy | None = None
+    """That of an effort; what is said about thinking later goes before it."""
     spent: list[Cost] = field(default_factory=list)
     over: bool = False
 
@@ -74,7 +77,7 @@ class Conversation:
     def _think(self, argument: str) -> str:
         if argument not in ("on", "off", "trained", "prompt"):
             raise InputError(f"/think {argument} says nothing", "try /think on, off, trained or prompt")
-        self.think = argument
+        self.think, self.strategy = argument, None
         return f"thinking {argument}"
 
     def _save(self, argument: str) -> str:
@@ -107,10 +110,13 @@ def load(path: Path) -> list[Message]:
 
 
 def chat(
+    context: typer.Context,
     model: asking.ModelOption = asking.DEFAULT_MODEL,
     budget: asking.BudgetOption = asking.DEFAULT_BUDGET,
     think: asking.ThinkOption = Think.auto,
     no_think: asking.NoThinkOption = False,
+    effort: asking.EffortOption = None,
+    policy: asking.PolicyOption = None,
     adapter: asking.AdapterOption = None,
     resume: Annotated[Path | None, typer.Option("--load", help="Go on with a conversation that /save wrote.")] = None,
     temperature: asking.TemperatureOption = None,
@@ -122,6 +128,8 @@ def chat(
 ) -> None:
     """Talk with a model, turn by turn. /help lists what else can be said."""
     strategy_of(think, no_think)  # raises where they contradict each other
+    wanted = asking.wanted_of(context, policy, effort, budget)
+    budget = budget if wanted is None else wanted.tokens
     if budget < 1:
         raise InputError(f"a budget of {budget} tokens is none", "give at least 16")
     if resume and system_message:
@@ -129,13 +137,15 @@ def chat(
     check_text(system_message or "", "the system message")
     messages = load(resume) if resume else [system(system_message)] if system_message else []
     way = "off" if no_think else "on" if think is Think.auto else think.value
-    conversation = Conversation(messages, budget, way)
+    conversation = Conversation(messages, budget, way, None if wanted is None else wanted.strategy)
     options = Asking(model, tuple(adapter or ()), temperature, seed, price, not no_store, quiet)
     stop = asyncio.Event()
     # A loop that only runs while a model works: at the prompt, Ctrl-C and Ctrl-D reach `input` as they always do.
     with opened_store(options) as store, asyncio.Runner() as runner:
         opened = runner.run(stoppable(open_asked(options, stop), stop))
         try:
+            if wanted is not None and not quiet:
+                wanted.check(opened)
             _talk(conversation, opened, stop, store, quiet, runner)
         finally:
             runner.run(opened.engine.close())
@@ -182,8 +192,8 @@ def _read_line() -> str | None:
 async def _turn(conversation: Conversation, line: str, model: Model, store: Store | None, quiet: bool) -> None:
     messages = [*conversation.messages, user(line)]
     think = Think(conversation.think) if conversation.think in ("trained", "prompt") else Think.auto
-    strategy = strategy_of(think, conversation.think == "off")
-    display = Display(quiet)
+    strategy = conversation.strategy or strategy_of(think, conversation.think == "off")
+    display = Display(quiet, several=getattr(strategy, "several", False))
     try:
         trace = await solved(ask(messages), model, strategy, Budget(conversation.budget), store, display.show)
     finally:

@@ -67,6 +67,30 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (trace, seq)
         ) WITHOUT ROWID""",
     ),
+    (
+        """CREATE TABLE samples (
+            key BLOB PRIMARY KEY,
+            complete INTEGER NOT NULL,
+            made INTEGER NOT NULL,
+            chunks BLOB NOT NULL
+        )""",
+        "CREATE INDEX samples_by_age ON samples (made)",
+        """CREATE TABLE runs (
+            id TEXT PRIMARY KEY,
+            created TEXT NOT NULL,
+            task TEXT NOT NULL,
+            model TEXT NOT NULL,
+            strategy TEXT NOT NULL,
+            document BLOB NOT NULL
+        )""",
+        """CREATE TABLE results (
+            run TEXT NOT NULL REFERENCES runs (id) ON DELETE CASCADE,
+            question TEXT NOT NULL,
+            seed INTEGER NOT NULL,
+            document BLOB NOT NULL,
+            PRIMARY KEY (run, question, seed)
+        )""",
+    ),
 )
 """Statements that lead from one version of the database (`PRAGMA user_version`) to the next. Only ever appended to."""
 

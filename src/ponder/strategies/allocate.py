@@ -49,7 +49,7 @@ def allocate(
         return _allocated(pool, min(first, pool.n), steps, canonical or canonical_answers())
 
     told = ", ".join(f"({least:g}, {n})" for least, n in steps)
-    return of_several(strategy, f"allocate({first}, ({told}))", draws=most > 1)
+    return of_several(strategy, f"allocate({first}, ({told}{',' * (len(steps) == 1)}))", draws=most > 1)
 
 
 def agreement(samples: Iterable[Sample], canonical: Canonical) -> float:

@@ -76,6 +76,11 @@ class Pool:
         return [self.finished[index] for index in sorted(self.finished) if index < self._settled]
 
     @property
+    def to_come(self) -> int:
+        """Samples that `in_order` may still come to have."""
+        return self.n - self._settled
+
+    @property
     def _settled(self) -> int:
         return next((index for index in range(self.started) if index not in self._over), self.started)
 

@@ -8,17 +8,21 @@ Verifier, 2023, section 3.2).
 Votes are over canonical answers ("1,000" is "$1000"), never over whole texts. Ties go to the answer
 that was begun first.
 
-With `risk`, it stops early (Aggarwal et al., Let's Sample Step by Step, 2023, section 3): after the
-samples so far, in the order of their start, the two leading answers have v1 and v2 votes, and under a
-uniform prior the probability that the second is really the more frequent one is
+With `risk`, it stops early: after the samples so far, in the order of their start, the two leading answers have
+v1 and v2 votes, and m samples are still to come. Under a uniform prior on the share p of the second among the two,
+p ~ Beta(v2 + 1, v1 + 1), and if all that comes goes to one of them, the full vote would give the second with
 
-    P(p < 1/2),  p ~ Beta(v1 + 1, v2 + 1)  =  sum_{j = v1+1}^{v1+v2+1} C(v1+v2+1, j) / 2^(v1+v2+1)
+    P(v2 + J >= v1 + m - J),  J ~ BetaBinomial(m, v2 + 1, v1 + 1)
+
+As m grows this becomes P(p > 1/2), the criterion of Aggarwal et al., Let's Sample Step by Step (2023), section 3;
+with few samples left it knows that there are not enough of them to turn the vote.
 
 Source: Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models (2022).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
@@ -47,7 +51,7 @@ def self_consistency(
     """A vote of `n` samples, fewer where the budget would leave each under 32 tokens.
 
     `weight`: what a vote weighs; "reward" takes `verifier`'s value of the sample, by default that of its arithmetic.
-    `risk`: stop as soon as the leading answer is the wrong leader with at most this probability;
+    `risk`: stop as soon as the full vote would give another answer with at most this probability;
     samples then start `at_once` at a time (4, else all). `canonical` gives the form of an answer that is
     voted on, None for an answer that has no vote; without it numbers and short texts are compared
     as `ponder.verifiers.math_answer.canonical` does.
@@ -96,7 +100,7 @@ async def _voted(
                 best = leader
                 yield BestAnswer(leader.answer, leader.index)
             settled = pool.in_order
-            if risk is not None and decided(settled, risk, canonical) and not pool.enough:
+            if risk is not None and decided(settled, risk, canonical, pool.to_come) and not pool.enough:
                 pool.enough = True
                 best = winner(settled, weigh, canonical)
                 assert best is not None
@@ -124,18 +128,28 @@ def _weight(sample: Sample, weight: Weight) -> float:
     return math.exp(sum(own) / len(own)) if own else 1.0
 
 
-def decided(samples: Iterable[Sample], risk: float, canonical: Callable[[str], str | None]) -> bool:
-    """Whether the leading answer is really behind the second with a probability of at most `risk`."""
+def decided(samples: Iterable[Sample], risk: float, canonical: Callable[[str], str | None], left: int) -> bool:
+    """Whether `left` samples more would put the second answer before the leading one with at most that probability."""
     votes: dict[str, int] = {}
     for sample in samples:
         answer = canonical(sample.answer)
         if answer is not None:
             votes[answer] = votes.get(answer, 0) + 1
     most = sorted(votes.values(), reverse=True)
-    return bool(most) and wrong_leader(most[0], most[1] if len(most) > 1 else 0) <= risk
+    return bool(most) and overtaken(most[0], most[1] if len(most) > 1 else 0, left) <= risk
 
 
-def wrong_leader(first: int, second: int) -> float:
-    """P(p < 1/2) for p ~ Beta(first + 1, second + 1): see the top of this file."""
-    total = first + second + 1
-    return sum(math.comb(total, j) for j in range(first + 1, total + 1)) / float(2**total)
+@functools.cache
+def overtaken(first: int, second: int, left: int) -> float:
+    """The probability that the second answer comes level with the first or passes it: see the top of this file."""
+    before = _log_beta(second + 1, first + 1) + math.log(left + 1)
+    needed = max(1, -(-(first + left - second) // 2))
+    ways = (  # C(left, j) = 1 / ((left + 1) B(j + 1, left - j + 1))
+        math.exp(_log_beta(second + 1 + j, first + 1 + left - j) - _log_beta(j + 1, left - j + 1) - before)
+        for j in range(needed, left + 1)
+    )
+    return min(1.0, sum(ways))
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
