@@ -105,3 +105,17 @@ def test_cancelling_the_waiter_cancels_the_read_and_leaves_no_task() -> None:
         assert asyncio.all_tasks() == before
 
     run(work())
+
+
+def test_an_item_that_was_read_for_a_reader_who_is_gone_is_told() -> None:
+    async def work() -> None:
+        stream, lost = Stream(), list[int]()
+        reader = asyncio.ensure_future(next_or_none(stream.items(), asyncio.Event(), None, lost.append))
+        while not stream.given:  # noqa: ASYNC110 (to the turn of the loop)
+            await asyncio.sleep(0)
+        reader.cancel()  # it has not run since
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        assert lost == [1]
+
+    run(work())

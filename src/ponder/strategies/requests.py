@@ -6,7 +6,7 @@ import asyncio
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -145,7 +145,7 @@ class Requests:
         room = dict.fromkeys(range(len(drafts)), action.tokens)  # of the samples that go on
         try:
             while room:
-                chunk = await self._read(stream, [drafts[i] for i in room])
+                chunk = await self._read(stream, drafts, room)
                 if chunk is None:
                     break
                 self._note_prompt(lead, chunk, fresh)
@@ -184,10 +184,15 @@ class Requests:
             return params
         return replace(params, seed=hash((params.seed, number, len(lead.ids))) & (2**63 - 1), first=0)
 
-    async def _read(self, stream: Any, waiting: Sequence[Draft]) -> Chunk | None:
-        """The next chunk; None once time is up or the user said stop, which the drafts then know."""
+    async def _read(self, stream: Any, drafts: Sequence[Draft], room: Mapping[int, int]) -> Chunk | None:
+        """The next chunk; None once time is up or the user said stop, which the drafts in `room` then know."""
+        waiting = [drafts[i] for i in room]
+
+        def lost(chunk: Chunk) -> None:
+            drafts[chunk.index].wasted(len(chunk.ids) + chunk.lost)
+
         thinking = any(draft.still_thinking and not draft.hurry for draft in waiting)
-        chunk: Chunk | None = await next_or_none(stream, self.limits.stop, self.limits.wait(thinking))
+        chunk: Chunk | None = await next_or_none(stream, self.limits.stop, self.limits.wait(thinking), lost)
         if chunk is None:
             for draft in waiting:
                 draft.hurry = True

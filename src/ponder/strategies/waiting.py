@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def next_or_none(stream: AsyncIterator[T], stop: asyncio.Event | None, timeout: float | None) -> T | None:
+async def next_or_none(
+    stream: AsyncIterator[T],
+    stop: asyncio.Event | None,
+    timeout: float | None,
+    lost: Callable[[T], None] = lambda item: None,
+) -> T | None:
     """The next item; None once `timeout` seconds are over or `stop` is set, with the read cancelled.
 
-    Raises StopAsyncIteration at the end of the stream.
+    `lost` is told of an item that had been read when its reader was cancelled. Raises StopAsyncIteration at the end
+    of the stream.
     """
     if stop is None and timeout is None:
         return await anext(stream)
@@ -22,13 +28,17 @@ async def next_or_none(stream: AsyncIterator[T], stop: asyncio.Event | None, tim
     reading = asyncio.ensure_future(_read(stream))
     stopping = None if stop is None else asyncio.ensure_future(stop.wait())
     waiting: set[asyncio.Future[object]] = {f for f in (reading, stopping) if f is not None}  # type: ignore[misc]
+    handed_out = False
     try:
         await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        return reading.result() if reading.done() else None
+        handed_out = reading.done()
+        return reading.result() if handed_out else None
     finally:
         for future in waiting:
             future.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        if not handed_out and not reading.cancelled() and reading.exception() is None:
+            lost(reading.result())
 
 
 async def _read(stream: AsyncIterator[T]) -> T:
