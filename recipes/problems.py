@@ -1,9 +1,9 @@
 """Questions with known answers at the level of the embedded model, as JSONL: word problems of several kinds, and facts.
 
-    python recipes/problems.py [--questions 100] [--seed 0] [--facts] > problems.jsonl
+    python recipes/problems.py [--questions 100] [--facts 0] [--seed 0] > problems.jsonl
 
-Numbers, names and things are drawn with a seed, the kinds take turns, and nothing has to be fetched. `--facts` mixes in
-questions of common knowledge, one for each problem: the counterpart for which no steps have to be taken.
+Numbers, names and things are drawn with a seed, the kinds take turns, and nothing has to be fetched. `--facts` adds so
+many questions of common knowledge: the counterpart for which no steps have to be taken.
 """
 
 from __future__ import annotations
@@ -17,41 +17,26 @@ from typing import Any
 NAMES = ("Tom", "Anna", "Sam", "Lily", "Omar", "Mia", "Ben", "Zoe")
 THINGS = ("apples", "stamps", "marbles", "books", "coins", "pens", "shells", "cards")
 
-FACTS = (
-    ("What is the opposite of hot?", "cold"),
-    ("What is the opposite of up?", "down"),
-    ("What is the opposite of big?", "small"),
-    ("What is the opposite of day?", "night"),
-    ("What is the opposite of black?", "white"),
-    ("What is the opposite of left?", "right"),
-    ("What is the opposite of old?", "new"),
-    ("What is the opposite of happy?", "sad"),
-    ("What is the opposite of open?", "closed"),
-    ("What is the opposite of fast?", "slow"),
-    ("What is the opposite of rich?", "poor"),
-    ("What is the opposite of high?", "low"),
-    ("What is the opposite of wet?", "dry"),
-    ("What is the opposite of full?", "empty"),
-    ("What is the opposite of inside?", "outside"),
-    ("What is the capital of Germany?", "Berlin"),
-    ("What is the capital of France?", "Paris"),
-    ("What is the capital of Italy?", "Rome"),
-    ("What is the capital of Spain?", "Madrid"),
-    ("What is the capital of Japan?", "Tokyo"),
-    ("What is the capital of Russia?", "Moscow"),
-    ("What is the capital of Egypt?", "Cairo"),
-    ("What is the capital of Greece?", "Athens"),
-    ("What language is spoken in Brazil?", "Portuguese"),
-    ("What language is spoken in Mexico?", "Spanish"),
-    ("What language is spoken in Germany?", "German"),
-    ("What language is spoken in France?", "French"),
-    ("What language is spoken in Italy?", "Italian"),
-    ("What language is spoken in Japan?", "Japanese"),
+OPPOSITES = (
+    "hot cold, up down, big small, day night, black white, left right, old new, happy sad, open closed, fast slow, "
+    "rich poor, high low, wet dry, full empty, inside outside, good bad, hard soft, heavy light, long short, "
+    "loud quiet, strong weak, early late, clean dirty, thick thin, true false, young old, easy difficult, win lose, "
+    "start end, push pull, love hate, near far, above below, summer winter, north south, east west, wide narrow, deep shallow, "
+    "sweet bitter, tall short, asleep awake, cheap expensive, peace war, friend enemy, question answer"
+)
+CAPITALS = (
+    "Germany Berlin, France Paris, Italy Rome, Spain Madrid, Japan Tokyo, Russia Moscow, Egypt Cairo, Greece Athens, "
+    "Portugal Lisbon, Austria Vienna, Ireland Dublin, Norway Oslo, Poland Warsaw, China Beijing, Canada Ottawa"
+)
+LANGUAGES = (
+    "Brazil Portuguese, Mexico Spanish, Germany German, France French, Italy Italian, Japan Japanese, Russia Russian, "
+    "China Chinese, Greece Greek, Poland Polish, England English, Argentina Spanish"
+)
+OTHERS = (
     ("What is the chemical formula of water?", "H2O"),
     ("What is the colour of grass?", "green"),
     ("What is the colour of snow?", "white"),
     ("What is the colour of blood?", "red"),
-    ("What is the colour of the sky on a clear day?", "blue"),
     ("Which animal says meow?", "cat"),
     ("Which animal barks?", "dog"),
     ("Which animal gives us milk?", "cow"),
@@ -59,6 +44,17 @@ FACTS = (
     ("Which day comes after Monday?", "Tuesday"),
     ("Which month comes after January?", "February"),
 )
+
+
+def facts() -> list[tuple[str, str]]:
+    """All questions of common knowledge, with the word that has to be in the answer."""
+    kinds = (
+        ("What is the opposite of {}?", OPPOSITES),
+        ("What is the capital of {}?", CAPITALS),
+        ("What language is spoken in {}?", LANGUAGES),
+    )
+    pairs = [(form, *pair.split()) for form, known in kinds for pair in known.split(", ")]
+    return [*((form.format(asked), word) for form, asked, word in pairs), *OTHERS]
 
 
 def problem(kind: str, draw: random.Random) -> tuple[str, int]:
@@ -94,30 +90,22 @@ def problem(kind: str, draw: random.Random) -> tuple[str, int]:
 KINDS = ("take away", "times", "each day", "add", "add and take away", "times as many", "bags")
 
 
-def rows(questions: int, seed: int = 0, facts: bool = False) -> Iterator[dict[str, Any]]:
-    """`questions` rows of a task file, after a header; no question comes twice."""
-    yield {"task": "problems and facts" if facts else "word problems"}
+def rows(questions: int, seed: int = 0, known: int = 0) -> Iterator[dict[str, Any]]:
+    """The rows of a task file, after a header: `questions` problems of which none comes twice, and `known` facts."""
+    yield {"task": "problems and facts" if known else "word problems"}
     draw = random.Random(seed)
-    known = draw.sample(FACTS, len(FACTS))
+    chosen = draw.sample(facts(), known)
     asked: set[str] = set()
     for number in range(questions):
-        if facts and number % 2 and known:
-            text, word = known.pop()
-            yield {
-                "id": f"fact-{number}",
-                "question": text,
-                "answer": word,
-                "kind": "fact",
-                "verifier": FACT.format(word),
-            }
-            continue
-        kind = KINDS[(number // 2 if facts else number) % len(KINDS)]
+        kind = KINDS[number % len(KINDS)]
         text, answer = problem(kind, draw)
         while text in asked:
             text, answer = problem(kind, draw)
         asked.add(text)
-        verifier = {"verifier": "math_answer"} if facts else {}
+        verifier = {"verifier": "math_answer"} if known else {}
         yield {"id": f"{kind}-{number}", "question": text, "answer": answer, "kind": kind, **verifier}
+    for number, (text, word) in enumerate(chosen):
+        yield {"id": f"fact-{number}", "question": text, "answer": word, "kind": "fact", "verifier": FACT.format(word)}
 
 
 FACT = r"pattern('(?i)\\b{}\\b')"
@@ -128,8 +116,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--questions", type=int, default=100)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--facts", action="store_true")
+    options.add_argument("--facts", type=int, default=0)
     chosen = options.parse_args()
+    if not 0 <= chosen.facts <= len(facts()):
+        options.error(f"there are {len(facts())} facts")
     for row in rows(chosen.questions, chosen.seed, chosen.facts):
         print(json.dumps(row))
 
