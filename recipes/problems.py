@@ -21,8 +21,8 @@ OPPOSITES = (
     "hot cold, up down, big small, day night, black white, left right, old new, happy sad, open closed, fast slow, "
     "rich poor, high low, wet dry, full empty, inside outside, good bad, hard soft, heavy light, long short, "
     "loud quiet, strong weak, early late, clean dirty, thick thin, true false, young old, easy difficult, win lose, "
-    "start end, push pull, love hate, near far, above below, summer winter, north south, east west, wide narrow, deep shallow, "
-    "sweet bitter, tall short, asleep awake, cheap expensive, peace war, friend enemy, question answer"
+    "start end, push pull, love hate, near far, above below, summer winter, north south, east west, wide narrow, "
+    "deep shallow, sweet bitter, tall short, asleep awake, cheap expensive, peace war, friend enemy, question answer"
 )
 CAPITALS = (
     "Germany Berlin, France Paris, Italy Rome, Spain Madrid, Japan Tokyo, Russia Moscow, Egypt Cairo, Greece Athens, "
