@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from command_line import end, interrupt, ponder, slowly, start, write_script
 
-from ponder.commands.curve import _budgets, _split
+from ponder.commands.curve import _budgets
+from ponder.commands.evaluating import split_expressions
 from ponder.commands.measuring import _need
 from ponder.errors import InputError
 from ponder.evals.study import load
@@ -247,7 +248,7 @@ def test_missing_extras_are_told_before_anything_is_paid(tmp_path, monkeypatch):
 
 
 def test_lists_are_split_where_expressions_end():
-    assert _split("direct, vote(8, risk=0.05),best_of_n(4, verifier='pattern(\"a,b\")') ") == [
+    assert split_expressions("direct, vote(8, risk=0.05),best_of_n(4, verifier='pattern(\"a,b\")') ") == [
         "direct",
         "vote(8, risk=0.05)",
         "best_of_n(4, verifier='pattern(\"a,b\")')",

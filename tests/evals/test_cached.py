@@ -665,7 +665,7 @@ def test_a_model_is_the_same_wherever_its_file_lies(tmp_path: Path) -> None:
 
 def test_an_adapter_that_was_trained_further_is_another_model(tmp_path: Path) -> None:
     engine: Any = ScriptedEngine(says("7"))
-    engine._adapters = (SimpleNamespace(name="mine", path=tmp_path / "adapter"),)
+    engine.adapters = (SimpleNamespace(name="mine", path=tmp_path / "adapter"),)
     (tmp_path / "adapter").write_text("before")
     before = identity_of(engine)
     (tmp_path / "adapter").write_text("after!")

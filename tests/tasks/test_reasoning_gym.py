@@ -18,10 +18,12 @@ from ponder.errors import InputError, MissingExtra, Unsupported
 from ponder.tasks import gym_child
 from ponder.tasks.reasoning_gym import Family, families, spread
 from ponder.types import Question, Sample, from_json, to_json, user
+from ponder.verifiers import gym_child as scorers
+from ponder.verifiers.child import Child
 from ponder.verifiers.gym_forms import CHECKS, FORMS, final, same
 from ponder.verifiers.naming import verifier_named
 from ponder.verifiers.per_question import verifier_of
-from ponder.verifiers.reasoning_gym import LONGEST, _Child, reasoning_gym
+from ponder.verifiers.reasoning_gym import LONGEST, reasoning_gym
 
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="needs ponder[reasoning-gym]"
@@ -471,7 +473,7 @@ def test_a_package_that_does_not_start_is_told(program, problem, tmp_path, monke
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(InputError, match=re.escape(problem)):
         made("gcd")
-    monkeypatch.setattr(sys.modules["ponder.verifiers.reasoning_gym"], "_child", _Child())
+    monkeypatch.setattr(sys.modules["ponder.verifiers.reasoning_gym"], "_child", Child(scorers.__file__))
     with pytest.raises(Unsupported, match=r"the scorers of reasoning-gym do not start\. Check that"):
         score(asked("jugs", None), '["fill A"]')
 

@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from ponder.types import Budget, Question, Trace
 
 
-def _complete_strategy(incomplete: str) -> list[str]:
-    from ponder.strategies.naming import names
-
-    return [name for name in names() if name.startswith(incomplete)]
-
-
 def ask(
     context: typer.Context,
     question: Annotated[
@@ -41,13 +35,7 @@ def ask(
     no_think: asking.NoThinkOption = False,
     strategy: Annotated[
         str | None,
-        typer.Option(
-            "--strategy",
-            "-s",
-            metavar="NAME",
-            help="direct, chain_of_thought, vote(8), best_of_n(8), ...: how the budget is spent.",
-            autocompletion=_complete_strategy,
-        ),
+        asking.STRATEGY,
     ] = None,
     effort: asking.EffortOption = None,
     policy: asking.PolicyOption = None,

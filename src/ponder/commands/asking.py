@@ -56,6 +56,12 @@ def _complete_effort(incomplete: str) -> list[str]:
     return [name for name in (*EFFORTS, AUTO) if name.startswith(incomplete)]
 
 
+def _complete_strategy(incomplete: str) -> list[str]:
+    from ponder.strategies.naming import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -94,6 +100,13 @@ PriceOption = Annotated[
         "--price", help="Dollars per million tokens, as PROMPT,OUTPUT or PROMPT,CACHED,OUTPUT.", metavar="P,O"
     ),
 ]
+STRATEGY = typer.Option(
+    "--strategy",
+    "-s",
+    metavar="NAME",
+    help="direct, chain_of_thought, vote(8), best_of_n(8), ...: how the budget is spent.",
+    autocompletion=_complete_strategy,
+)
 SystemOption = Annotated[str | None, typer.Option("--system", help="A system message.")]
 PolicyOption = Annotated[
     Path | None,

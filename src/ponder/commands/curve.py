@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ponder.commands import asking
+from ponder.commands import asking, evaluating
 from ponder.commands.asking import Asking
 from ponder.commands.measuring import Measuring, Plan
 from ponder.errors import InputError, MissingExtra
@@ -28,7 +28,7 @@ POOLED = ("vote", "best_of_n")
 
 
 def curve(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Questions with answers: JSONL, JSON, CSV or XML.")],
+    file: evaluating.FileArgument,
     model: asking.ModelOption = asking.DEFAULT_MODEL,
     strategies: Annotated[
         str,
@@ -54,30 +54,22 @@ def curve(
             "--selector", metavar="VERIFIER", help="Selects among the pool's samples, beside arithmetic_steps; several."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="At most so many questions, the first ones.")] = None,
-    sample_seed: Annotated[
-        int | None, typer.Option("--sample-seed", help="With --limit: random ones, the same for the same seed.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the runs: another one draws other samples.")] = 0,
-    at_once: Annotated[int, typer.Option("--at-once", help="Questions that are asked side by side.")] = 8,
+    limit: evaluating.LimitOption = None,
+    sample_seed: evaluating.SampleSeedOption = None,
+    seed: evaluating.SeedOption = 0,
+    at_once: evaluating.AtOnceOption = 8,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Gets curve.json, policy.toml, curve.png, report.html."),
     ] = Path("curve"),
-    verifier: Annotated[
-        str | None, typer.Option("--verifier", metavar="NAME", help="How answers are compared; else as the file says.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", help="The format of the file, where it is not recognised.")
-    ] = None,
+    verifier: evaluating.VerifierOption = None,
+    format: evaluating.FormatOption = None,
     adapter: asking.AdapterOption = None,
     temperature: asking.TemperatureOption = None,
     price: asking.PriceOption = None,
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Draw no picture and no page.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", "--no-store", help="Keep and take nothing: no results, no samples.")
-    ] = False,
+    as_json: evaluating.JsonOption = False,
+    no_cache: evaluating.NoCacheOption = False,
 ) -> None:
     """Measure accuracy against compute, and recommend how much thinking to buy.
 
@@ -86,16 +78,12 @@ def curve(
     ponder curve questions.jsonl --samples 32 --budgets 64..512 --limit 100
     ponder ask --policy curve/policy.toml --effort high "..."
     """
-    from ponder.tasks import load
-
     plan = _plan(strategies, budgets, samples, share, risk, selector or [])
-    if sample_seed is not None and limit is None:
-        raise InputError("--sample-seed draws some of the questions", "say how many with --limit")
     if at_once < 1:
         raise InputError(f"--at-once {at_once} asks nothing", "give at least 1")
     _check_extras(no_plots)
-    task = load(file, format=format, verifier=verifier, limit=limit, seed=sample_seed)
-    _check_folder(output)
+    task = evaluating.task_of(file, format, verifier, limit, sample_seed)
+    evaluating.make_folder(output)
     options = Asking(model, tuple(adapter or ()), temperature, None, price, not no_cache, as_json)
 
     async def work(stop: asyncio.Event) -> None:
@@ -122,7 +110,9 @@ def _plan(
     from ponder.strategies.pool import LEAST_SHARE
     from ponder.verifiers.naming import verifier_named
 
-    names = list(dict.fromkeys(_split(strategies)))
+    names = list(dict.fromkeys(evaluating.split_expressions(strategies)))
+    if not names:
+        raise InputError("--strategies names none", "give some, such as direct,vote")
     for each in names:
         strategy_named(each)
     for each in selectors:
@@ -135,25 +125,6 @@ def _plan(
         raise InputError(f"--risk {risk:g} is no risk of a wrong leader", "give one between 0 and 0.5, such as 0.05")
     run = tuple(each for each in names if each not in POOLED)
     return Plan(run, _budgets(budgets), samples if len(run) < len(names) else None, share, risk, tuple(selectors))
-
-
-def _split(text: str) -> list[str]:
-    """The expressions of a list, at its commas outside brackets and quotes."""
-    parts, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        depth += (letter in "([{") - (letter in ")]}") if not quote else 0
-        if letter == "," and not quote and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    found = [part.strip() for part in parts if part.strip()]
-    if not found:
-        raise InputError("--strategies names none", "give some, such as direct,vote")
-    return found
 
 
 def _budgets(text: str) -> tuple[int, ...]:
@@ -178,14 +149,6 @@ def _check_extras(no_plots: bool) -> None:
         raise MissingExtra(
             f"the picture and the page need {' and '.join(missing)}", "pip install 'ponder[plots]', or give --no-plots"
         )
-
-
-def _check_folder(path: Path) -> None:
-    """Makes the folder now: after hours of measuring would be late to hear that it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path}: {error.strerror}", "give another --output") from None
 
 
 # ---------------------------------------------------------------- what came out

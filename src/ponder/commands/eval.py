@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 from collections import Counter
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ponder.commands import asking
-from ponder.commands.ask import _complete_strategy
+from ponder.commands import asking, evaluating
 from ponder.commands.asking import Asking
 from ponder.errors import EngineError, InputError
 
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from ponder.chat.model import Model
     from ponder.evals.cached import Account
     from ponder.evals.results import Result, Run, Setting
-    from ponder.evals.run import Comparison, Progress, Workers
+    from ponder.evals.run import Comparison, Workers
     from ponder.ops.store import Store
     from ponder.tasks import Task
 
@@ -50,13 +48,7 @@ def evaluate(
     model: asking.ModelOption = asking.DEFAULT_MODEL,
     strategy: Annotated[
         str,
-        typer.Option(
-            "--strategy",
-            "-s",
-            metavar="NAME",
-            help="direct, chain_of_thought, vote(8), best_of_n(8), ...: how the budget is spent.",
-            autocompletion=_complete_strategy,
-        ),
+        asking.STRATEGY,
     ] = "chain_of_thought",
     budget: Annotated[
         int, typer.Option("--budget", "-b", help="Tokens for each question, all its samples together.")
@@ -65,19 +57,13 @@ def evaluate(
         str | None,
         typer.Option("--against", metavar="RUN|NAME", help="Compare with a run by its id, or with another strategy."),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="At most so many questions, the first ones.")] = None,
-    sample_seed: Annotated[
-        int | None, typer.Option("--sample-seed", help="With --limit: random ones, the same for the same seed.")
-    ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="How often each question is asked.")] = 1,
+    limit: evaluating.LimitOption = None,
+    sample_seed: evaluating.SampleSeedOption = None,
+    seeds: evaluating.SeedsOption = 1,
     seed: Annotated[int, typer.Option("--seed", help="Of the run: another one draws other samples.")] = 0,
-    at_once: Annotated[int, typer.Option("--at-once", help="Questions that are asked side by side.")] = 8,
-    verifier: Annotated[
-        str | None, typer.Option("--verifier", metavar="NAME", help="How answers are compared; else as the file says.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", help="The format of the file, where it is not recognised.")
-    ] = None,
+    at_once: evaluating.AtOnceOption = 8,
+    verifier: evaluating.VerifierOption = None,
+    format: evaluating.FormatOption = None,
     adapter: asking.AdapterOption = None,
     temperature: asking.TemperatureOption = None,
     price: asking.PriceOption = None,
@@ -85,10 +71,8 @@ def evaluate(
     on: Annotated[
         On | None, typer.Option("--on", help="Ask on a Ray cluster, a worker on each node; needs ponder[ray].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", "--no-store", help="Keep and take nothing: no results, no samples.")
-    ] = False,
+    as_json: evaluating.JsonOption = False,
+    no_cache: evaluating.NoCacheOption = False,
 ) -> None:
     """Evaluate a model on a file of questions: accuracy with its interval, and what it cost.
 
@@ -98,16 +82,13 @@ def evaluate(
     ponder eval questions.jsonl --strategy 'vote(8)' --against chain_of_thought
     """
     from ponder.evals.results import Setting
-    from ponder.tasks import load
     from ponder.types import Budget
 
     try:
         bounds = Budget(budget)
     except ValueError as error:
         raise InputError(str(error), "see ponder eval --help") from None
-    if sample_seed is not None and limit is None:
-        raise InputError("--sample-seed draws some of the questions", "say how many with --limit")
-    task = load(file, format=format, verifier=verifier, limit=limit, seed=sample_seed)
+    task = evaluating.task_of(file, format, verifier, limit, sample_seed)
     options = Asking(model, tuple(adapter or ()), temperature, None, price, not no_cache, as_json)
 
     async def work(stop: asyncio.Event) -> None:
@@ -178,7 +159,7 @@ class _Evaluation:
         """The whole run. Raises `Stopped` where the user ended it before."""
         from ponder.evals.run import evaluate
 
-        with _bar(setting.strategy) as show:
+        with evaluating.progress_bar(setting.strategy) as show:
 
             def told(done: int, total: int) -> None:
                 self._done, self._all = done, total
@@ -210,39 +191,6 @@ class _Evaluation:
         if self._store is None:
             return f"{self._done} of {self._all} results were done, and are lost with --no-cache"
         return f"{self._done} of {self._all} results are kept: the same command goes on from there"
-
-
-@contextlib.contextmanager
-def _bar(title: str) -> Iterator[Progress]:
-    """A progress bar on a terminal's standard error, nothing anywhere else."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    from rich import progress as bars
-
-    class Rate(bars.ProgressColumn):
-        def render(self, task: bars.Task) -> str:
-            return f"{task.speed * 60:.1f} a minute" if task.speed else ""
-
-    columns = (
-        bars.TextColumn("{task.description}", markup=False),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        Rate(),
-        bars.TimeRemainingColumn(),
-    )
-    with bars.Progress(*columns, console=console, transient=True) as display:
-        tasks: list[bars.TaskID] = []
-
-        def show(done: int, total: int) -> None:
-            # What was done before must not count into the rate, hence the start at `done`.
-            tasks.extend([] if tasks else [display.add_task(title, total=total, completed=done)])
-            display.update(tasks[0], completed=done, total=total)
-
-        yield show
 
 
 # ---------------------------------------------------------------- what came out

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ponder
-from ponder.commands import asking
+from ponder.commands import asking, evaluating
 from ponder.errors import InputError
 
 if TYPE_CHECKING:
@@ -142,10 +142,9 @@ class Measuring:
         self, task: Task, setting: Setting, selectors: dict[str, Verifier] | None = None, traces: bool = False
     ) -> Run:
         """The whole run of a setting."""
-        from ponder.commands.eval import _bar
         from ponder.evals.run import evaluate
 
-        with _bar(setting.strategy) as show:
+        with evaluating.progress_bar(setting.strategy) as show:
             run = await evaluate(
                 task,
                 self.model,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ponder.commands import asking
+from ponder.commands import asking, evaluating
 from ponder.commands.asking import Asking
 from ponder.errors import EngineError, InputError
 
@@ -29,7 +29,7 @@ ARMS = "direct@64,chain_of_thought@256,vote(8)@2048"
 
 
 def route(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Questions with answers: JSONL, JSON, CSV or XML.")],
+    file: evaluating.FileArgument,
     model: asking.ModelOption = asking.DEFAULT_MODEL,
     arms: Annotated[
         str, typer.Option("--arms", "-a", metavar="NAME@TOKENS,...", help="What there is to choose from.")
@@ -43,30 +43,22 @@ def route(
     first: Annotated[
         bool, typer.Option("--first", help="Draw the cheapest arm always, and let its confidence decide, too.")
     ] = False,
-    limit: Annotated[int | None, typer.Option("--limit", help="At most so many questions, the first ones.")] = None,
-    sample_seed: Annotated[
-        int | None, typer.Option("--sample-seed", help="With --limit: random ones, the same for the same seed.")
-    ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="How often each question is asked.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Of the runs: another one draws other samples.")] = 0,
-    at_once: Annotated[int, typer.Option("--at-once", help="Questions that are asked side by side.")] = 8,
+    limit: evaluating.LimitOption = None,
+    sample_seed: evaluating.SampleSeedOption = None,
+    seeds: evaluating.SeedsOption = 1,
+    seed: evaluating.SeedOption = 0,
+    at_once: evaluating.AtOnceOption = 8,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Gets policy.toml, or a [route] in it; and route.json."),
     ] = Path("route"),
-    verifier: Annotated[
-        str | None, typer.Option("--verifier", metavar="NAME", help="How answers are compared; else as the file says.")
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option("--format", help="The format of the file, where it is not recognised.")
-    ] = None,
+    verifier: evaluating.VerifierOption = None,
+    format: evaluating.FormatOption = None,
     adapter: asking.AdapterOption = None,
     temperature: asking.TemperatureOption = None,
     price: asking.PriceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", "--no-store", help="Keep and take nothing: no results, no samples.")
-    ] = False,
+    as_json: evaluating.JsonOption = False,
+    no_cache: evaluating.NoCacheOption = False,
 ) -> None:
     """Measure when thinking helps, and calibrate a router that buys it only there.
 
@@ -77,13 +69,10 @@ def route(
     """
     from ponder.evals.cached import Account
     from ponder.evals.calibration import enough
-    from ponder.tasks import load
 
     settings = settings_of(arms)
     _check(keep, margin)
-    if sample_seed is not None and limit is None:
-        raise InputError("--sample-seed draws some of the questions", "say how many with --limit")
-    task = load(file, format=format, verifier=verifier, limit=limit, seed=sample_seed)
+    task = evaluating.task_of(file, format, verifier, limit, sample_seed)
     enough(len(task.questions))
     policy = _kept_policy(output)
     options = Asking(model, tuple(adapter or ()), temperature, None, price, not no_cache, as_json)
@@ -110,13 +99,12 @@ def route(
 
 def settings_of(text: str) -> list[Setting]:
     """The settings that `direct@64,vote(8, risk=0.05)@1024` names. Raises InputError."""
-    from ponder.commands.curve import _split
     from ponder.evals.results import Setting
     from ponder.strategies.naming import strategy_named
     from ponder.types import Budget
 
     found = []
-    for each in _split(text) if text.strip(" ,") else []:
+    for each in evaluating.split_expressions(text):
         strategy, _, tokens = each.rpartition("@")
         if not strategy or not tokens.strip().isascii() or not tokens.strip().isdigit() or not int(tokens):
             raise InputError(f"the arm {each!r} has no budget", "write each as a strategy @ its tokens: vote(8)@1024")
@@ -137,10 +125,9 @@ def _check(keep: float, margin: float) -> None:
 
 def _kept_policy(folder: Path) -> Policy | None:
     """The policy that is to get a [route]. The folder is made now: after hours of measuring would be late."""
-    from ponder.commands.curve import _check_folder
     from ponder.strategies.policy import load
 
-    _check_folder(folder)
+    evaluating.make_folder(folder)
     path = folder / "policy.toml"
     return load(path) if path.exists() else None
 
@@ -152,12 +139,11 @@ def _check_model(policy: Policy | None, name: str, folder: Path) -> None:
 
 async def _run(task: Task, model: Model, setting: Setting, stop: asyncio.Event, how: dict[str, Any]) -> Run:
     """The whole run of an arm. Raises `Stopped` where the user ended it before."""
-    from ponder.commands.eval import _bar
     from ponder.evals.run import evaluate
 
     kept = how["store"] is not None
     so_far = "what is done is kept: the same command goes on from there" if kept else "--no-cache keeps nothing"
-    with _bar(name_of(setting)) as show:
+    with evaluating.progress_bar(name_of(setting)) as show:
         try:
             run = await evaluate(task, model, setting, progress=show, stop=stop, **how)
         except EngineError as error:

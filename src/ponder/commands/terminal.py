@@ -95,8 +95,10 @@ class Display:
 
     def _show_several(self, event: Event) -> None:
         if isinstance(event, SampleFinished) and not self.quiet:
-            line = " ".join(event.sample.answer.split()) or f"({event.sample.finish})"
-            self._write(f"{event.sample.index + 1}: {line} ({event.cost.tokens} tokens)\n", "sample")
+            sample = event.sample
+            line = " ".join(sample.answer.split()) or " ".join(sample.thinking[-60:].split()) or f"({sample.finish})"
+            forked = "" if sample.parent is None else f" (from {sample.parent + 1})"
+            self._write(f"{sample.index + 1}{forked}: {line} ({event.cost.tokens} tokens)\n", "sample")
         elif isinstance(event, Scored) and not self.quiet:
             self._write(f"{event.sample + 1}: {event.score.value:g} by {event.score.verifier}\n", "sample")
         elif isinstance(event, Done):

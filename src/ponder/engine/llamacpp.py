@@ -192,6 +192,11 @@ class LlamaEngine:
         return f"gguf:{self._path}"
 
     @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters that are loaded, with their files and the scales they have by default."""
+        return self._adapters
+
+    @property
     def capabilities(self) -> Capabilities:
         return Capabilities(score=True, until=True, first=True, adapters=tuple(a.name for a in self._adapters))
 

@@ -21,7 +21,7 @@ def identity_of(engine: Engine) -> dict[str, Any]:
     info = engine.info
     kind, _, place = engine.uri.partition(":")
     path = Path(place)
-    adapters = getattr(engine, "_adapters", ())  # of the engine in process: its files may change under their names
+    adapters = getattr(engine, "adapters", ())  # of the engine in process: its files may change under their names
     return {
         "uri": kind if path.exists() else engine.uri,
         "file": fingerprint(path) if path.exists() else None,

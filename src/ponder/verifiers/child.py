@@ -10,11 +10,16 @@ import asyncio
 import atexit
 import faulthandler
 import importlib
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 START_SECONDS = 60.0
@@ -24,22 +29,63 @@ MEMORY = 4 << 30
 """Bytes of address space of a child: a power tower must not take the machine's memory."""
 
 
-class _Child:
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
+class NotStarted(TimeoutError):
+    """The child died or took too long before it could take a request."""
 
-    def line(self, request: str, seconds: float) -> str:
+
+class Child:
+    """A process that runs `script`, started on first use and kept; one request at a time.
+
+    It says a line of its own when it is ready, and replies to each line with a line.
+    """
+
+    def __init__(self, script: str | Path, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        self._command = [sys.executable, "-P", str(script), *arguments]
+        self._env = env
+        """Set beside the environment that there is when it starts."""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: list[Any], seconds: float) -> Any:
+        """The reply. Raises TimeoutError where it took longer than `seconds`, NotStarted where there is nobody."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            reply = self._line(json.dumps(request) + "\n", seconds)
+        if not reply:
+            raise TimeoutError
+        return json.loads(reply)
+
+    def close(self) -> None:
+        """Ends the process. The next request starts a new one."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+    def _start(self) -> None:
+        self.close()
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **(self._env or {})},
+        )
+        if not self._line("", START_SECONDS):
+            raise NotStarted
+
+    def _line(self, request: str, seconds: float) -> str:
         """The reply to `request`, empty where the child was killed or died."""
-        process = self.process
+        process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         alarm = threading.Timer(seconds, process.kill)
         alarm.start()
         try:
-            process.stdin.write(request + "\n")
+            process.stdin.write(request)
             process.stdin.flush()
             reply = process.stdout.readline()
         except OSError:  # it died before it read
@@ -51,45 +97,21 @@ class _Child:
             return ""
         return reply
 
-    def ask(self, arguments: list[Any], seconds: float) -> Any:
-        with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self.close()
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", __file__, self.kind],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                )
-                if not self.line(json.dumps([START_SECONDS, None]), START_SECONDS):
-                    raise TimeoutError
-            reply = self.line(json.dumps([seconds, arguments]), seconds)
-        if not reply:
-            raise TimeoutError
-        return json.loads(reply)
 
-    def close(self) -> None:
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-
-_children: dict[str, _Child] = {}
+_children: dict[str, Child] = {}
 
 
 @atexit.register
 def close() -> None:
-    """Ends every child. The next request starts a new one."""
+    """Ends every child of `ask`. The next request starts a new one."""
     for child in list(_children.values()):
         child.close()
 
 
 async def ask(kind: str, arguments: list[Any], seconds: float) -> Any:
     """What the function `kind` below returns; TimeoutError where that takes longer than `seconds`."""
-    child = _children.setdefault(kind, _Child(kind))
-    return await asyncio.to_thread(child.ask, arguments, seconds)
+    child = _children.setdefault(kind, Child(__file__, kind))
+    return await asyncio.to_thread(child.ask, [seconds, arguments], seconds)
 
 
 # ---------------------------------------------------------------- in the child
@@ -115,18 +137,14 @@ def main(kind: str) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
-    for line in sys.stdin:
-        seconds, arguments = json.loads(line)
+    work, warm_up = (same, ["1", "1"]) if kind == "same" else (search, ["", 0, ""])
+    requests = (json.loads(line) for line in sys.stdin)
+    for seconds, arguments in itertools.chain([(START_SECONDS, warm_up)], requests):
         # Should the parent be gone, nobody else would end this.
         faulthandler.dump_traceback_later(2 * seconds, exit=True)
         reply: Any = None
-        try:
-            if arguments is None:  # warms up
-                reply = same("1", "1") if kind == "same" else None
-            else:
-                reply = same(*arguments) if kind == "same" else search(*arguments)
-        except Exception:  # what the library cannot read is not the same
-            reply = None
+        with suppress(Exception):  # what the library cannot read is not the same
+            reply = work(*arguments)
         faulthandler.cancel_dump_traceback_later()
         print(json.dumps(reply), file=out, flush=True)
 

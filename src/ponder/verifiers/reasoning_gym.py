@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from ponder.errors import InputError, MissingExtra, Unsupported
 from ponder.protocols import Verifier
 from ponder.types import Question, Sample, Score
+from ponder.verifiers.child import Child, NotStarted
 from ponder.verifiers.gym_forms import CHECKS, FORMS, bare, final, literal_of, same
 
 LONGEST = 8_000
 """Characters of an answer to a question without a reference; with one, four times its length where that is more."""
-
-START_SECONDS = 60.0
-"""How long the child may take to start: it imports sympy."""
 
 
 def reasoning_gym(seconds: float = 10.0) -> Verifier:
@@ -82,8 +75,13 @@ def _entry(question: Question) -> tuple[str, dict[str, Any], object]:
 async def _asked(request: list[Any], seconds: float) -> tuple[bool, str]:
     if importlib.util.find_spec("reasoning_gym") is None:
         raise MissingExtra("this answer needs the package reasoning-gym", "Run: pip install 'ponder[reasoning-gym]'")
-    reply = await asyncio.to_thread(_child.ask, request, seconds)
-    if reply is None:
+    try:
+        reply: dict[str, Any] = await asyncio.to_thread(_child.ask, request, seconds)
+    except NotStarted:
+        raise Unsupported(
+            "the scorers of reasoning-gym do not start", "Check that `python -c 'import reasoning_gym'` does"
+        ) from None
+    except TimeoutError:
         return False, "timed out"
     if "broken" in reply:
         raise InputError(f"reasoning-gym cannot open the family again: {reply['broken']}", "Load the task again")
@@ -91,60 +89,8 @@ async def _asked(request: list[Any], seconds: float) -> tuple[bool, str]:
     return reply["score"] == 1.0, reply.get("why", f"its scorer says {reply['score']:g}")
 
 
-class _Child:
-    """The process of gym_child.py, started on first use and kept; one request at a time."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
-
-    def ask(self, request: list[Any], seconds: float) -> dict[str, Any] | None:
-        """The reply, None where it took longer than `seconds`. Raises Unsupported where the process does not start."""
-        with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self.close()
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", str(Path(__file__).with_name("gym_child.py"))],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    text=True,
-                    env={**os.environ, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},  # threads take memory
-                )
-                if self._line("", START_SECONDS) is None:
-                    raise Unsupported(
-                        "the scorers of reasoning-gym do not start",
-                        "Check that `python -c 'import reasoning_gym'` does",
-                    )
-            return self._line(json.dumps(request) + "\n", seconds)
-
-    def _line(self, request: str, seconds: float) -> dict[str, Any] | None:
-        process = self.process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        alarm = threading.Timer(seconds, process.kill)
-        alarm.start()
-        try:
-            process.stdin.write(request)
-            process.stdin.flush()
-            reply = process.stdout.readline()
-        except OSError:  # it died before it read
-            reply = ""
-        finally:
-            alarm.cancel()
-        if not reply.endswith("\n"):
-            self.close()
-            return None
-        found: dict[str, Any] = json.loads(reply)
-        return found
-
-    def close(self) -> None:
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-
-
-_child = _Child()
+_child = Child(
+    Path(__file__).with_name("gym_child.py"),
+    env={"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},  # threads take memory
+)
 atexit.register(_child.close)

@@ -1,0 +1,103 @@
+"""What `eval`, `curve` and `route` share: options, the questions, a progress bar, a folder for what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ponder.errors import InputError
+
+if TYPE_CHECKING:
+    from ponder.evals.run import Progress
+    from ponder.tasks import Task
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Questions with answers: JSONL, JSON, CSV or XML.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="At most so many questions, the first ones.")]
+SampleSeedOption = Annotated[
+    int | None, typer.Option("--sample-seed", help="With --limit: random ones, the same for the same seed.")
+]
+SeedsOption = Annotated[int, typer.Option("--seeds", help="How often each question is asked.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the runs: another one draws other samples.")]
+AtOnceOption = Annotated[int, typer.Option("--at-once", help="Questions that are asked side by side.")]
+VerifierOption = Annotated[
+    str | None, typer.Option("--verifier", metavar="NAME", help="How answers are compared; else as the file says.")
+]
+FormatOption = Annotated[
+    str | None, typer.Option("--format", help="The format of the file, where it is not recognised.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+NoCacheOption = Annotated[
+    bool, typer.Option("--no-cache", "--no-store", help="Keep and take nothing: no results, no samples.")
+]
+
+
+def task_of(
+    file: str | Path, format: str | None, verifier: str | None, limit: int | None, sample_seed: int | None
+) -> Task:
+    """The questions that the options name. Raises InputError."""
+    from ponder.tasks import load
+
+    if sample_seed is not None and limit is None:
+        raise InputError("--sample-seed draws some of the questions", "say how many with --limit")
+    return load(file, format=format, verifier=verifier, limit=limit, seed=sample_seed)
+
+
+def split_expressions(text: str) -> list[str]:
+    """The expressions of a list, which is split at its commas outside brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        depth += (letter in "([{") - (letter in ")]}") if not quote else 0
+        if letter == "," and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder now: after hours of measuring would be late to hear that it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}", "give another --output") from None
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A progress bar on a terminal's standard error, nothing anywhere else."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich import progress as bars
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> str:
+            return f"{task.speed * 60:.1f} a minute" if task.speed else ""
+
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        Rate(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, transient=True) as display:
+        tasks: list[bars.TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            # What was done before must not count into the rate, hence the start at `done`.
+            tasks.extend([] if tasks else [display.add_task(title, total=total, completed=done)])
+            display.update(tasks[0], completed=done, total=total)
+
+        yield show
