@@ -6,7 +6,7 @@ import asyncio
 import copy
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -184,7 +184,9 @@ class Requests:
             return params
         return replace(params, seed=hash((params.seed, number, len(lead.ids))) & (2**63 - 1), first=0)
 
-    async def _read(self, stream: Any, drafts: Sequence[Draft], room: Mapping[int, int]) -> Chunk | None:
+    async def _read(
+        self, stream: AsyncIterator[Chunk], drafts: Sequence[Draft], room: Mapping[int, int]
+    ) -> Chunk | None:
         """The next chunk; None once time is up or the user said stop, which the drafts in `room` then know."""
         waiting = [drafts[i] for i in room]
 
@@ -192,7 +194,7 @@ class Requests:
             drafts[chunk.index].wasted(len(chunk.ids) + chunk.lost)
 
         thinking = any(draft.still_thinking and not draft.hurry for draft in waiting)
-        chunk: Chunk | None = await next_or_none(stream, self.limits.stop, self.limits.wait(thinking), lost)
+        chunk = await next_or_none(stream, self.limits.stop, self.limits.wait(thinking), lost)
         if chunk is None:
             for draft in waiting:
                 draft.hurry = True
