@@ -286,7 +286,7 @@ async def main() -> None:
     if "adaptive" in parts:
         folder = chosen.work or Path(tempfile.mkdtemp(prefix="ponder-strategies-"))
         folder.mkdir(parents=True, exist_ok=True)
-        result["adaptive"] = await adaptive(model, problem_rows(chosen.adaptive, seed=2), chosen.most, folder)
+        result["adaptive"] = await adaptive(model, problem_rows(chosen.adaptive, seed=5), chosen.most, folder)
         show("the vote that stops, against the one that does not", {"vote(32)": result["adaptive"]})
     await model.engine.close()
     print(json.dumps(result))
