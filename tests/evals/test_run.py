@@ -382,7 +382,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
             assert all(known[result.question, result.seed] == result for result in timeless(part))
         run = asked(sums(8), drawing(0.004, luck), setting, at_once=at_once, store=store, account=account)
         assert timeless(run) == timeless(whole)
-        assert account.samples == undisturbed.samples  # what was in flight at a stop was not finished
+        # At most what was in flight at a stop, three samples a question, was drawn again.
+        assert 0 <= account.samples - undisturbed.samples <= 3 * at_once * len(stops)
         assert timeless(kept_run(store, run.id)) == timeless(whole)
 
 

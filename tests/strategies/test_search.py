@@ -83,9 +83,9 @@ def check(engine: ScriptedEngine, outcome: Outcome, tokens: int) -> None:
     """Whatever goes wrong: within the budget, nothing forgotten, nothing told twice, forks where they say."""
     assert engine.open_streams == 0
     total = sum((e.cost for e in outcome.events if isinstance(e, SampleFinished | Scored)), Cost())
-    assert total.tokens <= tokens, "over budget"
     claimed = sum(fault.tokens for fault in engine.faults if fault.kind == "wrong_counts")
-    if not claimed:
+    if not claimed:  # an engine may claim to have lost more than it was asked for
+        assert total.tokens <= tokens, "over budget"
         assert total.generated == engine.generated, "usage differs from what the engine generated"
     assert total.generated >= engine.generated, "something was forgotten"
     samples = {sample.index: sample for sample, _ in outcome.finished}
