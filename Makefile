@@ -1,5 +1,6 @@
 # make demo   sets up .venv and asks the embedded model a question
 # make test   lint, types, import contracts, docs, tests with coverage: what has to pass before a change is taken
+# make test-extras  the tests of the parts that need packages of their own
 # make curve  what thinking buys the embedded model on word problems: a table, curves, a page and a policy, in curve/
 # make lint, make docs, make bench, make clean
 
@@ -15,7 +16,7 @@ QUESTION := Anna has 5 apples and buys 7 more. How many apples does she have?
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test curve lint docs bench clean
+.PHONY: demo test test-extras curve lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -28,7 +29,12 @@ curve: $(VENV)/installed-plots
 		--strategies direct,chain_of_thought,vote,best_of_n,beam_search
 
 test: lint
-	$(BIN)/pytest --cov --cov-report=term-missing --cov-fail-under=90
+	$(BIN)/pytest -m "not slow" --cov --cov-report=term-missing --cov-fail-under=90
+
+# Tasks and workers that need packages of their own; a local cluster of two nodes among them.
+test-extras: $(VENV)/installed-dev
+	$(INSTALL) '.[reasoning-gym,datasets,ray,plots,sandbox]'
+	$(BIN)/pytest tests/tasks tests/verifiers/test_gym_forms.py tests/evals/test_ray_workers.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
