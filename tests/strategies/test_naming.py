@@ -21,6 +21,7 @@ from ponder.strategies.naming import names, strategy_named
         (" vote(3) ", "self_consistency(3)"),
         ("vote(n=5, risk=0.05)", "self_consistency(5, risk=0.05)"),
         ("best_of_n(4)", "best_of_n(4)"),
+        ("beam(4, 2)", "beam_search(4, 2)"),
     ],
 )
 def test_an_expression_names_a_strategy(text: str, called: str) -> None:

@@ -32,6 +32,7 @@ def _factories() -> dict[str, Callable[..., Strategy]]:
         "allocate": allocate,
         "best_of_n": best_of_n,
         "beam_search": beam_search,
+        "beam": beam_search,
         "diverse_tree_search": diverse_tree_search,
         "tree_search": tree_search,
         "refine": refine,
