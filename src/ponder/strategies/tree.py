@@ -147,7 +147,6 @@ class Tree:
         self.plan = plan
         self.limits = limits
         self.best: Branch | None = None
-        self._model = model
         self._verifier = verifier
         self._scoring = 0 if verifier is None else most_tokens(verifier)
         self._aggregate = aggregate
@@ -202,7 +201,7 @@ class Tree:
         """
         allowance = (self.left - kept) // (len(parents) * width) - self._scoring
         families = [[parent] for parent in parents]
-        await asyncio.gather(*(self._guarded(family, self._ready(family[0], allowance)) for family in families))
+        await asyncio.gather(*(self._ready(parent, allowance) for parent in parents))
         for family in families:  # numbered in the order of the parents, so that the order of completion changes nothing
             if not family[0].over and family[0].error is None:
                 family += [self._fork(family[0]) for _ in range(width - 1)]
@@ -220,13 +219,12 @@ class Tree:
         (branches,) = await self.grow([self.root], min(n, self.fits()))
         return branches
 
-    async def finish(self, branch: Branch, tokens: int | None = None) -> None:
+    async def finish(self, branch: Branch) -> None:
         """Lets a branch think and answer to its end, with all that is left of the budget."""
         self._kept_calls = 0
         branch.draft.halted = False
-        scoring = self._scoring
-        allowance = self.left - (scoring if self.left > scoring + self._least else 0)
-        self._plan(branch.draft, allowance if tokens is None else min(tokens, allowance), self.plan.reserve)
+        scoring = self._scoring if self.left > self._scoring + self._least else 0
+        self._plan(branch.draft, self.left - scoring, self.plan.reserve)
         branch.step = None
         await self._together([branch])
         branch.over = True
@@ -307,11 +305,14 @@ class Tree:
         draft = branch.draft
         self._plan(draft, allowance, self.plan.last)
         branch.step = Step(len(draft.said), len(draft.ids), self._step, self._line)
-        while not isinstance(action := self._next(draft), Generate):
-            if action is None:
-                branch.over = not self._out_of_calls
-                return
-            await self._requests.do(draft, action)
+        try:
+            while not isinstance(action := self._next(draft), Generate):
+                if action is None:
+                    branch.over = not self._out_of_calls
+                    return
+                await self._requests.do(draft, action)
+        except EngineError as error:
+            branch.over, branch.error = True, error
 
     async def _together(self, branches: Sequence[Branch]) -> None:
         """Goes on with branches up to the end of their steps, or of the samples where there is no step.
@@ -369,14 +370,6 @@ class Tree:
         """A branch that rests now may still be the one that answers with the calls kept back."""
         left = self.limits.calls_left()
         return left is not None and left <= self._kept_calls != 0 and not (self.limits.stopped or self.limits.late)
-
-    async def _guarded(self, family: list[Branch], work: Awaitable[None]) -> None:
-        """One branch that fails takes no other along."""
-        try:
-            await work
-        except EngineError as error:
-            for branch in family:
-                branch.over, branch.error = True, branch.error or error
 
     # ------------------------------------------------------------ scoring
 
@@ -453,4 +446,7 @@ def ranked(branches: Iterable[Branch]) -> list[Branch]:
 
 def distinct(branches: Iterable[Branch]) -> list[Branch]:
     """The branches, without those that say token for token what one before them says."""
-    return list({tuple(branch.draft.ids): branch for branch in reversed(list(branches))}.values())[::-1]
+    first: dict[tuple[int, ...], Branch] = {}
+    for branch in branches:
+        first.setdefault(tuple(branch.draft.ids), branch)
+    return list(first.values())
