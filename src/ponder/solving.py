@@ -30,15 +30,13 @@ from ponder.errors import InputError
 from ponder.ops.replay import rebuild
 from ponder.protocols import SamplingParams, Strategy, closing
 from ponder.strategies.chain_of_thought import chain_of_thought
+from ponder.strategies.pool import drawing
 from ponder.types import Budget, Done, Event, Message, Provenance, Question, Trace, TraceState, ask
 
 if TYPE_CHECKING:
     from ponder.ops.store import Store
 
 DEFAULT_MODEL = "ponder-135m"
-
-DRAWING_TEMPERATURE = 0.7
-"""For a strategy that draws several samples from a model that would otherwise answer greedily, each time the same."""
 
 Asked = str | Question | Sequence[Message]
 
@@ -59,7 +57,7 @@ async def stream(
     """
     asked = _checked(question)
     chosen = strategy or chain_of_thought()
-    opened = _seeded(_drawing(model if isinstance(model, Model) else await open_model(model), chosen))
+    opened = _seeded(drawing(model if isinstance(model, Model) else await open_model(model), chosen))
     bounds = Budget(tokens=budget) if isinstance(budget, int) else budget or Budget()
     trace, events, started = _begin(asked, opened, chosen, bounds), list[Event](), time.monotonic()
     recorder = store.begin(trace) if store else None
@@ -191,13 +189,6 @@ def _checked(question: Asked) -> Question:
     if not any(message.parts for message in asked.messages) or not (asked.text.strip() or len(asked.messages) > 1):
         raise InputError("the question is empty", 'ask something: ponder ask "What is 3 + 4 * 5?"')
     return asked
-
-
-def _drawing(model: Model, strategy: Strategy) -> Model:
-    """The model, at a temperature at which several samples differ if the strategy draws several."""
-    if model.params.temperature > 0 or not getattr(strategy, "draws", False):
-        return model
-    return replace(model, params=replace(model.params, temperature=DRAWING_TEMPERATURE))
 
 
 def _seeded(model: Model) -> Model:

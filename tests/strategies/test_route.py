@@ -17,7 +17,6 @@ from staged import CALLS, SAID, check_staged, faults
 from voting import voter
 
 import ponder
-from ponder import solving
 from ponder.chat.formats import PONDER
 from ponder.chat.model import Model, model_of
 from ponder.engine.scripted import Fault, ScriptedEngine, says
@@ -25,8 +24,8 @@ from ponder.errors import InputError, Unsupported
 from ponder.strategies.features import BUCKETS, NAMES, features, mean_logprob
 from ponder.strategies.naming import strategy_named
 from ponder.strategies.policy import Policy, dump, load
+from ponder.strategies.pool import DRAWING_TEMPERATURE
 from ponder.strategies.route import (
-    DRAWING_TEMPERATURE,
     Arm,
     Table,
     cheapest_good_enough,
@@ -192,7 +191,7 @@ def test_an_arm_of_several_samples_draws_from_a_greedy_model_and_a_single_one_do
         solve(only(replace(arm, weights={})), replace(model, params=replace(model.params, temperature=0.0)))
         return seen
 
-    assert temperatures(VOTE) == {DRAWING_TEMPERATURE} == {solving.DRAWING_TEMPERATURE}
+    assert temperatures(VOTE) == {DRAWING_TEMPERATURE}
     assert temperatures(THINKING) == {0.0}
 
 

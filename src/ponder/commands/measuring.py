@@ -117,7 +117,7 @@ class Measuring:
         self._say(run)
         self.notes.append(f"Each sample of the pool had {share:,} tokens.")
         if self.model.params.temperature == 0:
-            from ponder.solving import DRAWING_TEMPERATURE
+            from ponder.strategies.pool import DRAWING_TEMPERATURE
 
             self.notes.append(f"Single answers are greedy; several samples are drawn at {DRAWING_TEMPERATURE:g}.")
         return run

@@ -35,6 +35,9 @@ from ponder.types import (
 LEAST_SHARE = 32
 """Tokens a sample below which fewer samples are drawn instead: less is no thought."""
 
+DRAWING_TEMPERATURE = 0.7
+"""For a strategy that draws several samples from a model that would otherwise answer greedily, each time the same."""
+
 
 @dataclass
 class Pool:
@@ -212,3 +215,10 @@ def of_several(strategy: Strategy, name: str, draws: bool) -> Strategy:
     vars(strategy).update(several=True, draws=draws)
     strategy.__qualname__ = name  # type: ignore[attr-defined]  # a function has one, the protocol asks for none
     return strategy
+
+
+def drawing(model: Model, strategy: Strategy) -> Model:
+    """The model, at a temperature at which several samples differ if the strategy draws several."""
+    if model.params.temperature > 0 or not getattr(strategy, "draws", False):
+        return model
+    return replace(model, params=replace(model.params, temperature=DRAWING_TEMPERATURE))

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from ponder.chat.model import Model
@@ -33,12 +33,9 @@ from ponder.errors import InputError, Unsupported
 from ponder.protocols import Strategy
 from ponder.strategies.features import CONFIDENCE, NAMES, features, mean_logprob
 from ponder.strategies.naming import strategy_named
-from ponder.strategies.pool import of_several
+from ponder.strategies.pool import drawing, of_several
 from ponder.strategies.stages import Stages, reseeded, stopped, within
 from ponder.types import Budget, Event, Question, Score, Scored
-
-DRAWING_TEMPERATURE = 0.7
-"""For an arm that draws several samples from a greedy model, as where a strategy is asked directly (`solving`)."""
 
 MEND = "calibrate it anew: ponder route"
 
@@ -215,19 +212,13 @@ async def _routed(
     if drawn:
         return
     own = reseeded(model, choice.arm) if table.first else model
-    async with aclosing(stages.improve(chosen, _drawing(own, chosen), _bounds(arm, left))) as events:
+    async with aclosing(stages.improve(chosen, drawing(own, chosen), _bounds(arm, left))) as events:
         async for event in events:
             yield event
 
 
 def _bounds(arm: Arm, left: Budget) -> Budget:
     return within(left, arm.budget if left.tokens is None else min(arm.budget, left.tokens))
-
-
-def _drawing(model: Model, strategy: Strategy) -> Model:
-    if model.params.temperature > 0 or not getattr(strategy, "draws", False):
-        return model
-    return replace(model, params=replace(model.params, temperature=DRAWING_TEMPERATURE))
 
 
 def _why(table: Table, choice: Choice) -> str:
