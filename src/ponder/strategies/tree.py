@@ -17,18 +17,17 @@ so that each branch could still close its thinking and answer; where that does n
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ponder.chat.model import Model, Prompt
-from ponder.errors import EngineError, EngineTimeout, PonderError, Unsupported
+from ponder.chat.model import Model
+from ponder.errors import EngineError, PonderError, Unsupported
 from ponder.protocols import Strategy, Verifier, bound, most_tokens
 from ponder.strategies.best_of_n import Aggregate, aggregated
-from ponder.strategies.budget import no_answer, prepared
-from ponder.strategies.draft import Action, Draft, Generate, Plan, Restore, Write
+from ponder.strategies.budget import begun, no_answer
+from ponder.strategies.draft import Action, Draft, Generate, Restore, Write
 from ponder.strategies.pool import of_several
 from ponder.strategies.requests import Limits, Requests
 from ponder.types import AnswerDelta, BestAnswer, Budget, Event, Question, Sample, SampleFinished, Scored
@@ -115,14 +114,9 @@ async def _searched(
             "this server deals in messages, and a search continues exact tokens",
             "take vote or best_of_n, or a server with token ids",
         )
-    limits = Limits(time.monotonic(), budget.seconds, budget.calls, model.stop)
-    try:
-        async with asyncio.timeout(budget.seconds):
-            prompt, plan = await prepared(model, question, budget, 1, think=True)
-    except TimeoutError:
-        raise EngineTimeout(f"the engine did not read the prompt within {limits.described}", "allow more") from None
+    limits, (draft,) = await begun(model, question, budget)
     judge = None if verifier is None else bound(verifier, model)
-    tree = Tree(model, question, prompt, plan, limits, judge, aggregate, step, line)
+    tree = Tree(model, question, draft, limits, judge, aggregate, step, line)
     async with aclosing(tree.events(search)) as events:
         async for event in events:
             yield event
@@ -135,8 +129,7 @@ class Tree:
         self,
         model: Model,
         question: Question,
-        prompt: Prompt,
-        plan: Plan,
+        draft: Draft,
         limits: Limits,
         verifier: Verifier | None,
         aggregate: Aggregate = "value",
@@ -144,7 +137,7 @@ class Tree:
         line: str = "\n",
     ) -> None:
         self.question = question
-        self.plan = plan
+        self.plan = draft.plan
         self.limits = limits
         self.best: Branch | None = None
         self._verifier = verifier
@@ -155,9 +148,7 @@ class Tree:
         self._requests = Requests(model, limits, self._emit)
         self._verifying = 0
         self._kept_calls = KEPT_CALLS
-        ends = frozenset(model.engine.info.eos_ids)
-        tools = bool(question.tools)
-        self.root = Branch(Draft(0, prompt.ids, model.format, plan, prompt.inside, ends, tools))
+        self.root = Branch(draft)
         self.branches = [self.root]
         self._numbers = 1
 
