@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
 import random
 import re
 import sys
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ponder.errors import PonderError
+from ponder.evals.statistics import wilson
 from ponder.protocols import SamplingParams
 from ponder.solving import asolve, open_model
 from ponder.strategies.chain_of_thought import chain_of_thought
@@ -57,13 +57,6 @@ def problems(count: int, seed: int) -> list[Problem]:
             )
             made.append(Problem(text, a + b * c, 2))
     return made
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson, 1927)."""
-    share, centre = right / n, (right / n + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def is_right(answer: str, wanted: int) -> bool:
