@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +40,7 @@ from ponder.protocols import SamplingParams
 from ponder.solving import asolve, open_model
 from ponder.strategies.naming import strategy_named
 from ponder.tasks import load
-from ponder.types import Question, Sample
+from ponder.types import Budget, Question, Sample
 from ponder.verifiers.math_answer import math_answer
 
 HERE = Path(__file__).parent
@@ -197,7 +197,7 @@ async def adaptive(model: Model, rows: Sequence[dict[str, Any]], most: int, fold
     runs: dict[str, Run] = {}
     with Store.open(folder / "strategies.db") as store:
         for name, expression in (("fixed", "vote(32)"), ("stopping", f"vote(32, risk={RISK})")):
-            setting = Setting(expression, replace(BOUNDS, tokens=32 * most))
+            setting = Setting(expression, Budget(tokens=32 * most))
             runs[name] = await evaluate(task, model, setting, store=store, at_once=2, progress=Counter(name))
     fixed, stopping = runs["fixed"], runs["stopping"]
     compared = paired_difference(stopping.scores(), fixed.scores())
@@ -216,9 +216,6 @@ async def adaptive(model: Model, rows: Sequence[dict[str, Any]], most: int, fold
 
 def _drawn(results: Sequence[Result]) -> int:
     return sum(len(result.samples) for result in results)
-
-
-BOUNDS = Setting("").budget
 
 
 @dataclass
