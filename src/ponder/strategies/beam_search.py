@@ -15,7 +15,7 @@ from __future__ import annotations
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
 from ponder.strategies.defaults import checked_arithmetic
-from ponder.strategies.tree import Tree, distinct, ranked, search_strategy
+from ponder.strategies.tree import Tree, check_shape, distinct, ranked, search_strategy
 
 
 def beam_search(
@@ -32,10 +32,7 @@ def beam_search(
     A step is a line, or `step` tokens of one; `steps` bounds how many there are before the best beam has to
     end. Without a verifier, the arithmetic of the steps is checked. `aggregate` as for `best_of_n`.
     """
-    if n < 1 or width < 1 or n % width:
-        raise ValueError(f"n must be a multiple of width, and both at least 1, not {n} and {width}")
-    if step < 1 or steps < 1:
-        raise ValueError(f"step and steps must be at least 1, not {step} and {steps}")
+    check_shape(n, width, step, steps)
 
     async def search(tree: Tree) -> None:
         beams = await tree.begin(n)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from ponder.protocols import Strategy, Verifier
 from ponder.strategies.best_of_n import Aggregate
 from ponder.strategies.defaults import checked_arithmetic
-from ponder.strategies.tree import Branch, Tree, ranked, search_strategy
+from ponder.strategies.tree import Branch, Tree, check_shape, ranked, search_strategy
 
 
 def diverse_tree_search(
@@ -26,10 +26,7 @@ def diverse_tree_search(
     steps: int = 40,
 ) -> Strategy:
     """n / `width` subtrees, in each of which the best of `width` next steps is taken. Settings as of `beam_search`."""
-    if n < 1 or width < 1 or n % width:
-        raise ValueError(f"n must be a multiple of width, and both at least 1, not {n} and {width}")
-    if step < 1 or steps < 1:
-        raise ValueError(f"step and steps must be at least 1, not {step} and {steps}")
+    check_shape(n, width, step, steps)
 
     async def search(tree: Tree) -> None:
         heads = await tree.begin(n // width)

@@ -430,6 +430,14 @@ class Tree:
             await self.finish(ranked(able)[0])
 
 
+def check_shape(n: int, width: int, step: int, steps: int) -> None:
+    """Raises ValueError for `n` branches that cannot come in families of `width`, and steps of nothing."""
+    if n < 1 or width < 1 or n % width:
+        raise ValueError(f"n must be a multiple of width, and both at least 1, not {n} and {width}")
+    if step < 1 or steps < 1:
+        raise ValueError(f"step and steps must be at least 1, not {step} and {steps}")
+
+
 def ranked(branches: Iterable[Branch]) -> list[Branch]:
     """The branches by falling value; those begun first among equals."""
     return sorted(branches, key=lambda branch: (-branch.value, branch.index))
