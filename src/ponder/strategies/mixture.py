@@ -21,7 +21,7 @@ from ponder.strategies.defaults import canonical_answers
 from ponder.strategies.pool import LEAST_SHARE, of_several
 from ponder.strategies.refine import refine
 from ponder.strategies.self_consistency import winner
-from ponder.strategies.stages import moved, reseeded
+from ponder.strategies.stages import moved, reseeded, within
 from ponder.types import BestAnswer, Budget, Event, Question, Sample, SampleFinished, Scored
 
 
@@ -52,14 +52,10 @@ def _affordable(budget: Budget, chains: int, rounds: int) -> int:
 
 
 def _share(budget: Budget, n: int) -> Budget:
-    tokens = None if budget.tokens is None else max(1, budget.tokens // n)
-    answer = budget.answer if tokens is None or budget.answer is None else max(1, min(budget.answer, tokens // 2))
     return replace(
-        budget,
-        tokens=tokens,
+        within(budget, None if budget.tokens is None else max(1, budget.tokens // n)),
         dollars=None if budget.dollars is None else budget.dollars / n,
         calls=None if budget.calls is None else max(1, budget.calls // n),
-        answer=answer,
     )
 
 
