@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from ponder import paths
+from ponder import paths, sandbox
 from ponder.engine import catalogue
 from ponder.engine.llamacpp import LlamaEngine, LlamaSettings, open_llamacpp
 from ponder.engine.weights import Adapter, packaged_path, resolve
@@ -79,3 +80,15 @@ def llama(embedded_weights: Path, thinking_adapter: Adapter) -> Iterator[LlamaEn
     engine = asyncio.run(open_llamacpp(embedded_weights, adapters=[thinking_adapter], settings=chosen))
     yield engine
     asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> None:
+    """Skips where bubblewrap is missing or may do nothing at all; a sandbox that is broken otherwise is a failure."""
+    bwrap = sandbox.find_bwrap()
+    if bwrap is None:
+        pytest.skip("there is no bubblewrap here")
+    bare = subprocess.run([bwrap, "--unshare-user", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
+    if bare.returncode:
+        pytest.skip(f"bubblewrap does not work here: {bare.stderr}")
+    asyncio.run(sandbox.check())

