@@ -38,6 +38,10 @@ class StoreError(PonderError):
     """The database of traces cannot be opened or written."""
 
 
+class TrainingError(PonderError):
+    """Training cannot go on, or cannot be taken up again; what was done until then is kept."""
+
+
 class Unsupported(PonderError):
     """The engine cannot do what was asked of it."""
 
