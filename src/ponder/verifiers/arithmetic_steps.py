@@ -29,7 +29,7 @@ _SPELLING = (
 )
 
 
-class _Parser:
+class Expression:
     """expression = term (("+" | "-") term)*, term = factor (("*" | "/") factor)*; stops where it cannot go on."""
 
     def __init__(self, text: str) -> None:
@@ -83,7 +83,7 @@ class _Parser:
         return value
 
 
-def _before(side: str) -> _Parser | None:
+def _before(side: str) -> Expression | None:
     """The longest expression at the end of `side`; None where it is part of something unknown ("2x + 3")."""
     run = re.search(r"[\d.,+\-*/()\s]+$", side[-LONGEST:])
     if run is None or len(run[0]) == LONGEST:
@@ -97,7 +97,7 @@ def _before(side: str) -> _Parser | None:
             or re.match(r"-\s", side[start:])
         ):
             continue
-        parser = _Parser(side[start:].rstrip())
+        parser = Expression(side[start:].rstrip())
         try:
             whole = parser.expression() is not None and parser.end == len(parser.text)
         except ZeroDivisionError:
@@ -107,9 +107,9 @@ def _before(side: str) -> _Parser | None:
     return None
 
 
-def _after(side: str) -> _Parser | None:
+def _after(side: str) -> Expression | None:
     """The expression at the start of `side`; None where something unknown goes on behind it ("3x")."""
-    parser = _Parser(side[:LONGEST])
+    parser = Expression(side[:LONGEST])
     try:
         if parser.expression() is None:
             return None
@@ -119,7 +119,7 @@ def _after(side: str) -> _Parser | None:
     return None if re.match(unknown, side[parser.end :]) else parser
 
 
-def _equations(line: str) -> Iterator[bool]:
+def equations(line: str) -> Iterator[bool]:
     """Whether each equation of `line` that has an operator and no unknown is right."""
     for pattern, replacement in _SPELLING:
         line = re.sub(pattern, replacement, line)
@@ -131,7 +131,7 @@ def _equations(line: str) -> Iterator[bool]:
         if first is None or second is None:
             continue
         try:
-            values = [_Parser(parser.text).expression() for parser in (first, second)]
+            values = [Expression(parser.text).expression() for parser in (first, second)]
         except ZeroDivisionError:
             yield False
             continue
@@ -151,7 +151,7 @@ def arithmetic_steps() -> Verifier:
         steps: list[float] = []
         wrong = ""
         for line in (sample.thinking or sample.answer).splitlines():
-            right = list(_equations(line))
+            right = list(equations(line))
             if right:
                 steps.append(float(all(right)))
                 wrong = wrong or ("" if all(right) else f"wrong: {line.strip()[:100]}")

@@ -89,7 +89,7 @@ class Reward:
     async def __call__(self, question: Question, sample: Sample) -> Score:
         model = needed(self.model, self.name)
         self._check(model.engine, sample)
-        text = await _text(model.engine, sample)
+        text = await text_in(model.engine, sample)
         if self.most_steps is None:
             (value,), cost = await self._values(model, sample, text, [len(sample.text)])
             return Score(value, self.name, cost=cost)
@@ -108,7 +108,7 @@ class Reward:
         asked = await two_way(model.engine, self.question, self.yes, self.no)
         values, cost, read = [], Cost(), 0
         for end in ends:
-            read = await _tokens_of(model.engine, sample.ids, text[:end], read)
+            read = await tokens_of(model.engine, sample.ids, text[:end], read)
             value, spent = await self._value(model, (*sample.prompt_ids, *sample.ids[:read]), asked, params)
             values.append(value)
             cost += spent
@@ -220,7 +220,7 @@ def _line_ends(text: str, kind: SpanKind, spans: Sequence[Span]) -> list[int]:
     return ends
 
 
-async def _text(engine: Engine, sample: Sample) -> str:
+async def text_in(engine: Engine, sample: Sample) -> str:
     """The text of all the sample's tokens: what a parser still holds back is in no `Sample.text`."""
     said, whole = _readable(sample.text), _readable(await engine.detokenize(sample.ids))
     if not whole.startswith(said):
@@ -231,7 +231,7 @@ async def _text(engine: Engine, sample: Sample) -> str:
     return sample.text + whole[len(said) :]
 
 
-async def _tokens_of(engine: Engine, ids: Sequence[int], text: str, least: int) -> int:
+async def tokens_of(engine: Engine, ids: Sequence[int], text: str, least: int) -> int:
     """The fewest of `ids`, `least` or more, that read `text`: found by halving, as texts of tokens do not add up."""
     text, most = _readable(text), len(ids)
     while least < most:
