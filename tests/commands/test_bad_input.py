@@ -57,7 +57,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # models
     "unknown model": (("-m", "ponder-135n", "hi"), ("ponder-135n", "Did you mean ponder-135m?", "ponder models list")),
     "unknown scheme": (("-m", "foo:bar", "hi"), ("no engine of kind foo:", "gguf:, openai: and scripted:")),
-    "hf": (("-m", "hf:owner/name", "hi"), ("no hf: engine", "openai:")),
+    "folder without a model": (("-m", "hf:./folder", "hi"), ("folder holds no config.json", "transformers has saved")),
     "no model": (("-m", "", "hi"), ("names no model", "ponder-135m")),
     "missing path": (("-m", "./none.gguf", "hi"), ("there is no file none.gguf", "Check the path")),
     "missing file": (("-m", "none.gguf", "hi"), ("there is no file none.gguf", "Check the path")),

@@ -10,18 +10,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import itertools
 import json
-import operator
 import os
-import random
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import weakref
-from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,13 +26,11 @@ from typing import Any
 
 from ponder import errors
 from ponder.engine.libllama import CACHE_TYPES
-from ponder.engine.sampling import Sampling
+from ponder.engine.streaming import Asker, Line, Mailbox, no_chat
 from ponder.engine.weights import Adapter
-from ponder.errors import EngineDisconnected, EngineError, InputError, PonderError, Unsupported
-from ponder.protocols import Capabilities, ChatChunk, Chunk, LogProbs, ModelInfo, SamplingParams
-from ponder.types import Finish, Message
-
-Line = dict[str, Any]
+from ponder.errors import EngineDisconnected, EngineError
+from ponder.protocols import Capabilities, ChatChunk, Chunk, ModelInfo, SamplingParams
+from ponder.types import Message
 
 _SPIN = {"GOMP_SPINCOUNT": "1000"}
 """How long threads of llama.cpp spin before they sleep. OpenMP's own choice, 300 times as long, is as fast on
@@ -45,8 +39,6 @@ idle cores and 20 times as slow on busy ones, where a thread spins in vain for o
 
 _NO_BACKTRACE = {"GGML_NO_BACKTRACE": "1"}
 """A failed assertion would call a debugger for a backtrace, which takes seconds."""
-
-_Decoder = getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True)
@@ -84,47 +76,12 @@ class LlamaSettings:
             raise ValueError(f"cache_type {self.cache_type} needs flash_attention")
 
 
-class _Mailbox:
-    """Replies to one request, from the reading thread to the event loop that asked.
-
-    Waking that loop costs more than all else that is done for a token, so it is woken only where it waits.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lines: deque[Line] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, line: Line) -> None:
-        self._lines.append(line)
-        if (waiter := self._waiter) is not None:
-            self._waiter = None
-            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody is waiting any more
-                self._loop.call_soon_threadsafe(_wake, waiter)
-
-    async def get(self) -> Line:
-        while not self._lines:
-            self._waiter = waiter = self._loop.create_future()
-            if not self._lines:  # nothing came between the look and the announcement
-                await waiter
-        line = self._lines.popleft()
-        if "error" in line:
-            name, problem, mend = line["error"]
-            raise getattr(errors, name)(problem, mend)
-        return line
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
 @dataclass
 class _Child:
     """A running worker, the mailboxes of its requests, and its last words."""
 
     process: subprocess.Popen[bytes]
-    mailboxes: dict[int, _Mailbox] = field(default_factory=dict)
+    mailboxes: dict[int, Mailbox] = field(default_factory=dict)
     words: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     # Reentrant: a stream that is dropped says so from wherever the garbage collector happens to run.
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -148,6 +105,14 @@ class _Child:
         self.ended = self.stopped = True
         self.process.kill()
         self.bury()
+
+    def crashed(self) -> EngineError:
+        """Why it has ended."""
+        if self.stopped:
+            return EngineError("this engine was closed while it worked", "open another with ponder.engine.open_engine")
+        how = _how(self.process.poll())
+        said = f" after saying: {self.words[-1].strip()}" if self.words else ""
+        return EngineDisconnected(f"llama.cpp ended ({how}){said}", "ask again: the next request starts it anew")
 
     def bury(self) -> None:
         """Waits for the end of the process, and closes what led to it."""
@@ -177,11 +142,10 @@ class LlamaEngine:
         self._adapters = tuple(adapters)
         self._settings = settings
         self._extra_metadata = {"ponder.adapters": {a.name: a.scale for a in adapters}} | dict(metadata)
-        self._keys = itertools.count()
+        self._pieces: dict[int, bytes] = {}
         self._starting = threading.Lock()
         self._child: _Child | None = None
         self._closed = False
-        self._pieces: dict[int, bytes] = {}
         self.restarts = -1
         """How often the worker had to be started again."""
         self.info = self._start()
@@ -304,170 +268,30 @@ class LlamaEngine:
 
     # ------------------------------------------------------------ Engine
 
-    async def _ask(self, line: Line) -> Any:
-        child, key, mailbox = await self._ready_child(), next(self._keys), _Mailbox()
-        child.mailboxes[key] = mailbox
-        try:
-            _post(child, key, line)
-            return (await mailbox.get())["result"]
-        except asyncio.CancelledError:
-            if line["op"] == "score":  # all else is answered at once
-                child.send({"op": "cancel", "id": key})
-            raise
-        finally:
-            child.mailboxes.pop(key, None)
+    @property
+    def _asker(self) -> Asker:  # made anew: kept, it would keep an engine alive that nobody else has
+        return Asker(self._ready_child, [(a.name, a.scale) for a in self._adapters], self._pieces)
 
     async def tokenize(self, text: str) -> list[int]:
-        ids: list[int] = await self._ask({"op": "tokenize", "text": text})
-        return ids
+        return await self._asker.tokenize(text)
 
     async def detokenize(self, ids: Sequence[int]) -> str:
-        ids = _integers(ids)
-        missing = [i for i in dict.fromkeys(ids) if i not in self._pieces]
-        if missing:
-            pieces = await self._ask({"op": "pieces", "ids": missing})
-            self._pieces.update(zip(missing, (p.encode("latin-1") for p in pieces), strict=True))
-        return b"".join(self._pieces[i] for i in ids).decode("utf-8", "replace")
+        return await self._asker.detokenize(ids)
 
     async def score(self, ids: Sequence[int], start: int, params: SamplingParams | None = None) -> list[float]:
-        if not 1 <= start <= len(ids):
-            raise InputError(f"cannot score from token {start} of {len(ids)}", "start lies between 1 and the length")
-        scales = self._scales(params.adapters if params else None)
-        computed, scores = await self._ask({"op": "score", "ids": _integers(ids), "start": start, "adapters": scales})
-        return LogProbs(scores, computed)
+        return await self._asker.score(ids, start, params)
 
     async def counts(self) -> dict[str, int]:
         """What the worker does and has done: samples `running`, `requests`, tokens `cached` and `computed`."""
-        counted: dict[str, int] = await self._ask({"op": "describe"})
-        return counted
+        return await self._asker.counts()
 
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
-        if n < 1:
-            raise InputError(f"n must be at least 1, not {n}")
-        return _Stream(self, _integers(prefix), n, params)
+        return self._asker.sample(prefix, n, params)
 
     def chat(
         self, messages: Sequence[Message], n: int, params: SamplingParams, think: bool | None = None
     ) -> AsyncIterator[ChatChunk]:
-        raise Unsupported("the gguf engine takes token ids, not messages", "use ponder.chat to make the prompt")
-
-    def _scales(self, chosen: Mapping[str, float] | None) -> list[float]:
-        if chosen is None:
-            return [a.scale for a in self._adapters]
-        names = [a.name for a in self._adapters]
-        if unknown := [name for name in chosen if name not in names]:
-            raise InputError(f"no adapter {unknown[0]!r} is loaded", f"choose from {', '.join(names) or 'none'}")
-        return [float(chosen.get(name, 0.0)) for name in names]
-
-
-def _integers(ids: Sequence[int]) -> list[int]:
-    """Plain integers, whatever kind of integers they were. Raises TypeError for anything else."""
-    return [operator.index(token) for token in ids]
-
-
-class _Stream:
-    """The chunks of one request. After `aclose`, `undelivered` counts tokens that nobody had read."""
-
-    _child: _Child | None = None
-    _ended = False
-
-    def __init__(self, engine: LlamaEngine, prefix: list[int], n: int, params: SamplingParams) -> None:
-        self.undelivered = 0
-        self._line: Line = {
-            "op": "sample",
-            "prefix": prefix,
-            "n": n,
-            "max_tokens": params.max_tokens,
-            "until": params.until,
-            "adapters": engine._scales(params.adapters),
-            "sampling": asdict(
-                Sampling(
-                    temperature=params.temperature,
-                    top_p=params.top_p,
-                    top_k=params.top_k,
-                    min_p=params.min_p,
-                    seed=random.getrandbits(63) if params.seed is None else params.seed,
-                    ignore_eos=params.ignore_eos,
-                    first=params.first,
-                )
-            ),
-        }
-        self._engine = engine
-        self._key = next(engine._keys)
-        self._mailbox: _Mailbox | None = None
-        self._decoders = [_Decoder("replace") for _ in range(n)]
-        self._ready: deque[Chunk] = deque()
-
-    def __aiter__(self) -> _Stream:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        while not self._ready:
-            if self._ended:
-                raise StopAsyncIteration
-            try:
-                mailbox = self._mailbox or await self._open()
-                line = await mailbox.get()
-            except PonderError:
-                self._forget()
-                raise
-            except BaseException:
-                await self.aclose()
-                raise
-            self._take(line)
-        return self._ready.popleft()
-
-    async def _open(self) -> _Mailbox:
-        child = await self._engine._ready_child()
-        self._child, self._mailbox = child, _Mailbox()
-        child.mailboxes[self._key] = self._mailbox
-        _post(child, self._key, self._line)
-        return self._mailbox
-
-    def _take(self, line: Line) -> None:
-        if "prompt" in line:
-            computed, cached = line["prompt"]
-            self._ready.append(Chunk(0, prompt_computed=computed, prompt_cached=cached))
-        finishes: dict[int, Finish] = dict(line.get("f", ()))
-        for index, token, logprob, piece in line.get("t", ()):
-            finish = finishes.pop(index, None)
-            text = self._decoders[index].decode(piece.encode("latin-1"), final=False)
-            pending = bool(self._decoders[index].getstate()[0])
-            self._ready.append(Chunk(index, (token,), text, (logprob,), finish, pending=pending))
-        self._ready.extend(Chunk(index, finish=finish) for index, finish in finishes.items())
-        if line.get("end"):
-            self._forget()
-
-    def _forget(self) -> None:
-        self._ended = True
-        if self._child is not None:
-            self._child.mailboxes.pop(self._key, None)
-
-    async def aclose(self) -> None:
-        """Cancels what still runs, and waits until it has stopped."""
-        if self._mailbox is None or self._child is None:
-            self._ended = True
-        elif not self._ended:
-            self._child.send({"op": "cancel", "id": self._key})
-            while not self._ended and not self._child.ended:
-                try:
-                    self._take(await asyncio.wait_for(self._mailbox.get(), 60))
-                except (PonderError, TimeoutError):
-                    self._forget()
-        self.undelivered += sum(len(chunk.ids) for chunk in self._ready)
-        self._ready.clear()
-
-    def __del__(self) -> None:
-        """A stream that is dropped half-read is cancelled, as a generator would be."""
-        if self._child is not None and not self._ended:
-            self._child.mailboxes.pop(self._key, None)
-            self._child.send({"op": "cancel", "id": self._key})
-
-
-def _post(child: _Child, key: int, line: Line) -> None:
-    child.send(line | {"id": key})
-    if child.ended:
-        raise _crashed(child)
+        raise no_chat("gguf")
 
 
 def _listen(child: _Child, log: Any) -> None:
@@ -486,17 +310,9 @@ def _listen(child: _Child, log: Any) -> None:
     log.seek(0)
     child.words.extend(log.read().splitlines()[-20:])
     log.close()
-    error = _crashed(child)
+    error = child.crashed()
     for mailbox in list(child.mailboxes.values()):
         mailbox.put({"error": [type(error).__name__, error.problem, error.mend]})
-
-
-def _crashed(child: _Child) -> EngineError:
-    if child.stopped:
-        return EngineError("this engine was closed while it worked", "open another with ponder.engine.open_engine")
-    how = _how(child.process.poll())
-    said = f" after saying: {child.words[-1].strip()}" if child.words else ""
-    return EngineDisconnected(f"llama.cpp ended ({how}){said}", "ask again: the next request starts it anew")
 
 
 def _how(code: int | None) -> str:

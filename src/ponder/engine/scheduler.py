@@ -339,7 +339,7 @@ class Scheduler:
                 return False
             victim = self._oldest_idle()
             if code != 1 or victim is None:
-                raise EngineError(f"llama.cpp could not compute a batch of {len(rows)} tokens (code {code})")
+                raise EngineError(f"the engine could not compute a batch of {len(rows)} tokens (code {code})")
             self._forget(victim)
 
     def _finish_prefill(self, prefilling: list[tuple[Request, int, int]]) -> None:

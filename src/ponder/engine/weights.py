@@ -79,7 +79,7 @@ def unknown(name: str) -> WeightsError:
     if kind := name.partition(":")[0] if ":" in name else "":
         return WeightsError(
             f"{name!r} names no model: there is no engine of kind {kind}:",
-            "The kinds are gguf:, openai: and scripted:; `ponder models list` shows the known models",
+            "The kinds are gguf:, hf:, openai: and scripted:; `ponder models list` shows the known models",
         )
     near = difflib.get_close_matches(name.lower(), catalogue.names(), n=3, cutoff=0.5)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -118,7 +118,7 @@ def _local(name: str) -> Path | None:
     """The GGUF file at the path `name`; None where `name` may be something else than a path."""
     path = Path(name).expanduser()
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not a GGUF file", "Give the path of a .gguf file")
+        raise InputError(f"{path} is a folder, not a GGUF file", f"Give the path of a .gguf file, or hf:{path}")
     if not path.exists():
         if path.is_absolute() or name.startswith((".", "~")) or (name.endswith(".gguf") and name.count("/") < 2):
             raise InputError(f"there is no file {path}", "Check the path, or see `ponder models list`")
@@ -135,14 +135,15 @@ def _with_adapters(weights: Weights, specs: Sequence[str]) -> Weights:
     base = gguf_header.read_header(weights.path)
     all_of_them = list(weights.adapters)
     for spec in specs:
-        path, scale = _split(spec)
+        path, scale = split(spec)
         _check_fits(path, base, weights.name)
         taken = {adapter.name for adapter in all_of_them}
         all_of_them.append(Adapter(_free_name(path.stem, taken), path.absolute(), scale))
     return Weights(weights.name, weights.path, tuple(all_of_them), weights.metadata, weights.sha256)
 
 
-def _split(spec: str) -> tuple[Path, float]:
+def split(spec: str) -> tuple[Path, float]:
+    """Path and scale of an adapter given as `PATH` or `PATH=SCALE`. Raises InputError for a scale that is none."""
     whole = Path(spec).expanduser()
     if whole.exists() or "=" not in spec:
         return whole, 1.0
@@ -170,7 +171,7 @@ def _check_fits(path: Path, base: gguf_header.Header, model: str) -> None:
         if (path / "adapter_config.json").exists():
             raise InputError(
                 f"{path} is an adapter in PEFT form, and GGUF is needed",
-                "Convert it with llama.cpp's convert_lora_to_gguf.py and give the .gguf file",
+                "Open the model with hf:, or convert it by llama.cpp's convert_lora_to_gguf.py and give the .gguf",
             )
         raise InputError(f"{path} is a folder, not a GGUF adapter", "Give the path of a .gguf file")
     if not path.exists():
