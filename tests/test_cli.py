@@ -22,7 +22,8 @@ from ponder.engine import catalogue
 
 SCRIPT = Path(sys.executable).with_name("ponder")
 
-HEAVY = {"httpx", "huggingface_hub", "numpy", "pydantic", "xllamacpp", "jinja2", "torch"}
+HEAVY = {"httpx", "huggingface_hub", "numpy", "pydantic", "xllamacpp", "jinja2", "torch", "transformers", "peft"}
+KINDS = {"sft", "grpo", "reward", "distill", "dpo"}
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -38,8 +39,9 @@ ALL = list(commands())
 
 def test_there_are_the_commands_of_the_readme():
     top = {path[0] for path in ALL if path}
-    assert top == {"ask", "chat", "curve", "eval", "models", "route", "traces"}
+    assert top == {"ask", "chat", "curve", "eval", "export", "models", "route", "traces", "train"}
     assert {path[1] for path in ALL if path[:1] == ("models",) and path[1:]} == {"list", "pull", "show", "rm"}
+    assert {path[1] for path in ALL if path[:1] == ("train",) and path[1:]} == {*KINDS, "watch"}
     assert {path[1] for path in ALL if path[:1] == ("traces",) and path[1:]} == {"list", "show", "export", "rm"}
 
 
@@ -87,7 +89,7 @@ except SystemExit: print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 
 
 def test_help_loads_nothing_heavy():
-    for arguments, shown in (([], "ask"), (["ask"], "--budget")):
+    for arguments, shown in (([], "ask"), (["ask"], "--budget"), (["train"], "sft"), (["train", "sft"], "--dry-run")):
         command = [sys.executable, "-c", LOADED, *arguments, "--help"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert shown in result.stdout
@@ -122,12 +124,13 @@ def complete(line: str) -> list[str]:
 
 
 def test_completion_of_model_names():
-    assert complete("ponder ask -m ") == [*catalogue.names(), "openai:http://", "scripted:"]
+    torch = [f"hf:{name}" for name in catalogue.names()]
+    assert complete("ponder ask -m ") == [*catalogue.names(), *torch, "openai:http://", "scripted:"]
     assert complete("ponder chat --model pon") == ["ponder-135m"]
 
 
 def test_completion_of_commands_and_options():
-    assert complete("ponder ") == ["ask", "chat", "curve", "eval", "route", "models", "traces"]
+    assert complete("ponder ") == ["ask", "chat", "curve", "eval", "route", "export", "train", "models", "traces"]
     assert {"--min-thinking", "--model"} <= set(complete("ponder ask --m"))
 
 

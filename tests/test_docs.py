@@ -272,6 +272,7 @@ def test_the_table_of_engines_is_that_of_the_code() -> None:
     embedded: Any = LlamaEngine.capabilities
     capabilities: dict[str, Capabilities] = {
         "gguf:": embedded.fget(SimpleNamespace(_adapters=())),
+        "hf:": pytest.importorskip("ponder.engine.torch_engine", exc_type=ImportError).CAPABILITIES,
         "openai+vllm:": Vllm.capabilities,
         "openai+llamacpp:": LlamaServer.capabilities,
         "openai+sglang:": SGLang.capabilities,

@@ -172,7 +172,14 @@ def test_every_package_is_pinned() -> None:
     names = {canonicalize_name(requirement.name) for requirement in asked} - building
     needed = set().union(*map(required, names))
     assert needed - set(pinned) == set(), "not in constraints.txt"
-    assert {"torch", "transformers"} & set(pinned) == set()
+
+
+def test_training_is_an_extra() -> None:
+    """Nothing that ponder itself needs brings torch along."""
+    needed = set().union(*(required(Requirement(line).name) for line in PYPROJECT["project"]["dependencies"]))
+    assert {"torch", "transformers", "peft", "tensorboard"} & needed == set()
+    extra = {Requirement(line).name for line in PYPROJECT["project"]["optional-dependencies"]["train"]}
+    assert {"torch", "transformers", "peft"} <= extra
 
 
 # ---------------------------------------------------------------- what is installed

@@ -1,4 +1,4 @@
-"""The command line: `ponder ask`, `chat`, `curve`, `eval`, `models`, `traces`."""
+"""The command line: `ponder ask`, `chat`, `curve`, `eval`, `train`, `export`, `models`, `traces`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import typer
 from typer.core import TyperGroup
 
 import ponder
-from ponder.commands import models, traces
+from ponder.commands import models, traces, train
 from ponder.commands.ask import ask
 from ponder.commands.asking import STOPPED
 from ponder.commands.chat import chat
 from ponder.commands.curve import curve
 from ponder.commands.eval import evaluate
+from ponder.commands.export import export
 from ponder.commands.route import route
 from ponder.commands.terminal import complain
 from ponder.errors import PonderError
@@ -60,6 +61,8 @@ app.command()(chat)
 app.command()(curve)
 app.command("eval")(evaluate)
 app.command()(route)
+app.command()(export)
+app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
 

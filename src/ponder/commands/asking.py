@@ -47,7 +47,8 @@ class Think(StrEnum):
 def _complete_model(incomplete: str) -> list[str]:
     from ponder.engine.catalogue import names
 
-    return [name for name in [*names(), "openai:http://", "scripted:"] if name.startswith(incomplete)]
+    torch = [f"hf:{name}" for name in names()]
+    return [name for name in (*names(), *torch, "openai:http://", "scripted:") if name.startswith(incomplete)]
 
 
 def _complete_effort(incomplete: str) -> list[str]:
@@ -68,7 +69,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         envvar="PONDER_MODEL",
-        help="A known name, a GGUF file, openai:URL#NAME or scripted:FILE.",
+        help="A known name, a GGUF file, hf:FOLDER, openai:URL#NAME or scripted:FILE.",
         autocompletion=_complete_model,
     ),
 ]
@@ -77,7 +78,7 @@ AdapterOption = Annotated[
     typer.Option(
         "--adapter",
         metavar="PATH",
-        help="A GGUF adapter, as PATH or PATH=SCALE; several may be given; none for the bare model.",
+        help="A GGUF adapter (hf: a PEFT folder, too), as PATH or PATH=SCALE; again for more; none for the bare model.",
     ),
 ]
 BudgetOption = Annotated[
