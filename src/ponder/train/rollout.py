@@ -124,7 +124,7 @@ async def _continued(engine: Engine, texts: Texts, ask: Ask, temperature: float)
         sample = Sample(index, "", ask.prompt, piece.ids, (True,) * len(piece.ids), piece.logprobs, piece.finish)
         left = ask.max_tokens - first
         if piece.finish == "length" and left > 0:
-            if not texts.read(sample).answer.strip() and texts.format.inside(texts.decode([*ask.prompt])):
+            if _thinks(texts, sample):
                 sample = _written(sample, written)
                 left -= len(written)
             if left > 0:
@@ -133,6 +133,14 @@ async def _continued(engine: Engine, texts: Texts, ask: Ask, temperature: float)
                 sample = _joined(sample, more.ids, more.logprobs, more.finish)
         rollouts.append(Rollout(ask, texts.read(sample), _numbers(sample.logprobs)))
     return rollouts
+
+
+def _thinks(texts: Texts, sample: Sample) -> bool:
+    """Whether the sample's thinking is still open."""
+    if not texts.format.inside(texts.decode(sample.prompt_ids)):
+        return False
+    spans = texts.read(sample).spans
+    return not spans or spans[-1].kind == "thinking"
 
 
 @dataclass
