@@ -2,6 +2,7 @@
 # make test   lint, types, import contracts, docs, tests with coverage: what has to pass before a change is taken
 # make test-extras  the tests of the parts that need packages of their own
 # make curve  what thinking buys the embedded model on word problems: a table, curves, a page and a policy, in curve/
+# make recipe-tiny  the whole way round: a model of 1 million parameters from nothing, taught to think, in minutes
 # make lint, make docs, make bench, make clean
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ QUESTION := Anna has 5 apples and buys 7 more. How many apples does she have?
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-extras curve lint docs bench clean
+.PHONY: demo test test-extras curve recipe-tiny lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -28,8 +29,12 @@ curve: $(VENV)/installed-plots
 	$(BIN)/ponder curve $(CURVE)/problems.jsonl --samples 16 --budgets 32..512 --output $(CURVE) \
 		--strategies direct,chain_of_thought,vote,best_of_n,beam_search
 
+# Each stage is skipped where it is done; remove recipes/tiny/out to begin anew.
+recipe-tiny: $(VENV)/installed-train
+	$(BIN)/python recipes/tiny/run.py recipes/tiny/out
+
 test: lint
-	$(BIN)/pytest -m "not slow" --cov --cov-report=term-missing --cov-fail-under=90
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile --cov --cov-report=term-missing --cov-fail-under=90
 
 # Tasks and workers that need packages of their own; a local cluster of two nodes among them.
 test-extras: $(VENV)/installed-dev
@@ -68,6 +73,11 @@ $(VENV)/installed: $(VENV)/pip $(SOURCES)
 $(VENV)/installed-plots: $(VENV)/pip $(SOURCES)
 	@echo "installing ponder and what draws its curves into $(VENV)"
 	@$(INSTALL) '.[plots]'
+	@touch $(VENV)/installed $@
+
+$(VENV)/installed-train: $(VENV)/pip $(SOURCES)
+	@echo "installing ponder and what trains models into $(VENV)"
+	@$(INSTALL) '.[train,plots]'
 	@touch $(VENV)/installed $@
 
 $(VENV)/installed-dev: $(VENV)/pip $(SOURCES)

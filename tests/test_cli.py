@@ -41,7 +41,7 @@ def test_there_are_the_commands_of_the_readme():
     top = {path[0] for path in ALL if path}
     assert top == {"ask", "chat", "curve", "eval", "export", "models", "route", "traces", "train"}
     assert {path[1] for path in ALL if path[:1] == ("models",) and path[1:]} == {"list", "pull", "show", "rm"}
-    assert {path[1] for path in ALL if path[:1] == ("train",) and path[1:]} == {*KINDS, "watch"}
+    assert {path[1] for path in ALL if path[:1] == ("train",) and path[1:]} == {*KINDS, "sample", "watch"}
     assert {path[1] for path in ALL if path[:1] == ("traces",) and path[1:]} == {"list", "show", "export", "rm"}
 
 

@@ -187,10 +187,10 @@ def test_command_lines_that_do_not_exist_are_found(words: list[str]) -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
     lines = [words for page in PAGES for words in command_lines(page)]
     asked = {words[1] for words in lines if words[0] == "make"}
-    asked |= {target for page in PAGES for target in re.findall(r"`make ([a-z]+)", read(page))}
+    asked |= {target for page in PAGES for target in re.findall(r"`make ([a-z-]+)", read(page))}
     assert {"demo", "test", "docs"} <= asked <= targets
 
 

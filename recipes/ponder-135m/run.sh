@@ -20,8 +20,9 @@ small=()
 questions=8000 n=8 completions=8 limit=()
 if [ -n "${SMALL:-}" ]; then
     questions=6 n=2 completions=2 limit=(--limit 4)
-    small=(--set steps=2 --set batch=4 --set tokens=1024 --set longest=512 --set precision=float32 --set weights=float32
+    small=(--set steps=2 --set tokens=1024 --set longest=512 --set precision=float32 --set weights=float32
         --set optimizer.warmup=0 --set save_every=1)
+    few='data.sources=[{ from = "generated:word_problems", count = 60, seed = 1, difficulty = [1, 2] }]'
 fi
 
 # The recipe with the places of this machine in it.
@@ -34,18 +35,20 @@ train() { # kind, stage, further settings
     "$PONDER" train "$kind" "$RUNS/$stage.toml" --run "$RUNS/$stage" "${small[@]}" "$@"
 }
 
-cold_start() { train sft 1-cold-start ${SMALL:+--set epochs=null}; }
-grpo() { train grpo 2-grpo ${SMALL:+--set grpo.prompts=2 --set grpo.samples=2 --set grpo.max_tokens=24 --set "grpo.budgets=[12, 24]" --set grpo.slots=4}; }
+cold_start() { train sft 1-cold-start ${SMALL:+--set "$few" --set batch=4}; }
+grpo() { train grpo 2-grpo ${SMALL:+--set "$few" --set grpo.prompts=2 --set grpo.samples=2 --set grpo.max_tokens=64 --set "grpo.budgets=[12, 24]" --set grpo.slots=4}; }
 traces() {
     "$PONDER" train sample "$RUNS/2-grpo/model" "gsm8k:$DATA/gsm8k/train.jsonl" generated:word_problems \
         --questions "$questions" --seed 3 --n "$n" --completions "$completions" --max-tokens 256 \
         --output "$RUNS/3-traces.jsonl" ${SMALL:+--max-tokens 32 --slots 8}
 }
-reward() { train reward 4-reward; }
-distill() { train distill 5-distill; }
+reward() { train reward 4-reward ${SMALL:+--set batch=4}; }
+distill() { train distill 5-distill ${SMALL:+--set batch=4}; }
 measure() {
-    for set in multiarith addsub singleop singleeq; do
-        for who in 1-cold-start 2-grpo 5-distill; do
+    local sets="multiarith addsub singleop singleeq" stages="1-cold-start 2-grpo 5-distill"
+    [ -z "${SMALL:-}" ] || sets=multiarith stages=5-distill
+    for set in $sets; do
+        for who in $stages; do
             "$PONDER" eval "$DATA/mawps/$set.jsonl" -m "hf:$RUNS/$who/model" --temperature 0 --budget 256 --json "${limit[@]}" \
                 > "$RUNS/6-$set-$who.json"
         done

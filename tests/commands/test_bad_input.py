@@ -56,7 +56,7 @@ GOOD = ("-m", "scripted:good.json")
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # models
     "unknown model": (("-m", "ponder-135n", "hi"), ("ponder-135n", "Did you mean ponder-135m?", "ponder models list")),
-    "unknown scheme": (("-m", "foo:bar", "hi"), ("no engine of kind foo:", "gguf:, openai: and scripted:")),
+    "unknown scheme": (("-m", "foo:bar", "hi"), ("no engine of kind foo:", "gguf:, hf:, openai: and scripted:")),
     "folder without a model": (("-m", "hf:./folder", "hi"), ("folder holds no config.json", "transformers has saved")),
     "no model": (("-m", "", "hi"), ("names no model", "ponder-135m")),
     "missing path": (("-m", "./none.gguf", "hi"), ("there is no file none.gguf", "Check the path")),

@@ -206,7 +206,7 @@ def test_a_kl_term_holds_the_policy_back(tmp_path: Path) -> None:
         model = tiny_lora(tiny_model(), "default")
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         trained(tmp_path / name, steps=6, model=model, beta=beta, reference=model.disable_adapter, rate=2e-3)
-        return sum(float((p - before[name]).square().sum()) for name, p in model.named_parameters())
+        return sum(float((p.detach() - before[name]).square().sum()) for name, p in model.named_parameters())
 
     assert moved("free", 0.0) != moved("held", 1.0)
     with pytest.raises(InputError, match="needs a reference"):

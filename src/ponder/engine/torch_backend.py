@@ -76,7 +76,8 @@ class TorchBackend:
         self._decoder = Decoder(model, 1, context, dtype=dtype, pack=pack)
         self._scales = list(self.adapters.values())
         self._fold = list(fold) if any(fold) else None
-        self._remember_weights()
+        self._weights = self._in_force()
+        self._folded: list[Tensor] = []
         self._sequences: list[int | None] = [None]  # of each row
         self._rows: dict[int, int] = {}  # of each sequence that has tokens
         self._lengths: dict[int, int] = {}
@@ -93,7 +94,7 @@ class TorchBackend:
     def refresh(self) -> None:
         """Renews what is a copy of the model's weights. Keys and values stay, and are those of the old ones."""
         self._decoder.refresh()
-        self._remember_weights()
+        self._weights, self._folded = self._in_force(), []
         self.use_adapters(self._scales)
 
     def use_adapters(self, scales: Sequence[float]) -> None:
@@ -122,10 +123,9 @@ class TorchBackend:
         for projection, weight in zip(projections, self._folded, strict=True):
             projection.weight, projection.low_rank = weight, []
 
-    def _remember_weights(self) -> None:
-        """What the decoder computes with, where no adapter is in it."""
-        self._weights = [projection.weight for projection in self._projections()]
-        self._folded: list[Tensor] = []
+    def _in_force(self) -> list[Tensor]:
+        """The weights that the decoder's projections have by now."""
+        return [projection.weight for projection in self._projections()]
 
     def _projections(self) -> list[Projection]:
         layers = self._decoder._layers

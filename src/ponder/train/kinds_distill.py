@@ -65,7 +65,9 @@ def _sampler(lesson: Lesson, told: Distill) -> Sampler:
 
     assert told.max_tokens is not None
     most = told.max_tokens
-    sampler = sampler_of(lesson.start, lesson.texts, lesson.recipe.longest + most, told.slots)
+    sampler = sampler_of(
+        lesson.start, lesson.texts, lesson.recipe.longest + most, told.slots, dtype=lesson.trainer.precision
+    )
 
     def sample(prompts: Sequence[Sequence[int]], step: int) -> list[tuple[Sequence[int], Sequence[int]]]:
         seeds = [_seed(lesson.trainer.seed, step, number) for number in range(len(prompts))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 
+import torch
+
 from ponder.chat.model import Model, model_of
 from ponder.data.examples import of_question
 from ponder.engine.torch_load import Loaded
@@ -95,5 +97,8 @@ def _rollouts(lesson: Lesson, told: Grpo) -> tuple[Rollouts, Callable[[], None]]
         raise InputError("the model has no markers of thinking, so that cannot be bounded", 'Set thinking = "ponder"')
     answer = told.answer if trained else None
     context = lesson.recipe.longest + told.max_tokens
-    sampler = sampler_of(lesson.start, lesson.texts, context, told.slots, temperature=told.temperature, answer=answer)
+    dtype = getattr(torch, lesson.recipe.precision)
+    sampler = sampler_of(
+        lesson.start, lesson.texts, context, told.slots, temperature=told.temperature, answer=answer, dtype=dtype
+    )
     return local(sampler, lesson.texts), sampler.refresh

@@ -85,7 +85,8 @@ class Optimizer:
             {"params": [p for p in masters if p.ndim > 1], "weight_decay": self._decay},
             {"params": [p for p in masters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        fused = all(p.is_cuda for p in masters)
+        # In one pass over the weights: on a processor 8 times as fast. Shards have no such kernel everywhere.
+        fused = not any(hasattr(p, "device_mesh") for p in masters)
         self._adam = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=0.0, fused=fused or None, **self._settings
         )

@@ -97,6 +97,8 @@ def _change(document: dict[str, Any], change: str) -> None:
         if not isinstance(document, dict):
             raise InputError(f"{change!r} goes into {table}, which is no table", SEE)
     document[last] = value
+    if (key := key.strip()) in ("steps", "epochs"):  # both say how long: the one that is given counts
+        document.pop("epochs" if key == "steps" else "steps", None)
 
 
 def _absolute(recipe: Recipe) -> Recipe:

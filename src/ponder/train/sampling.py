@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ponder.engine.torch_load import Loaded
 from ponder.engine.torch_sampler import Sampler, Thinking
 from ponder.engine.torch_tokens import Tokens
@@ -12,10 +14,19 @@ from ponder.train.texts import Texts
 
 
 def sampler_of(
-    start: Loaded, texts: Texts, context: int, slots: int, *, temperature: float = 1.0, answer: int | None = None
+    start: Loaded,
+    texts: Texts,
+    context: int,
+    slots: int,
+    *,
+    temperature: float = 1.0,
+    answer: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Sampler:
-    """A sampler of `slots` rows of `context` tokens. answer: tokens that stay for it where thinking is bounded; None
-    where it never is. Raises InputError where the model has fewer positions.
+    """A sampler of `slots` rows of `context` tokens.
+
+    answer: tokens that stay for it where thinking is bounded; None where it never is. dtype: of the arithmetic, None
+    for that of the weights. Raises InputError where the model has fewer positions.
     """
     model: Any = start.model
     config = (model.get_base_model() if hasattr(model, "get_base_model") else model).config
@@ -35,6 +46,7 @@ def sampler_of(
         pieces=[tokens.piece(number) for number in range(tokens.size)],
         slots=slots,
         context=context,
+        dtype=dtype,
         temperature=temperature,
         thinking=thinking,
     )
