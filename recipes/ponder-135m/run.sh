@@ -17,9 +17,10 @@ DATA=$(cd "$DATA" && pwd)
 RUNS=$(cd "$RUNS" && pwd)
 
 small=()
-questions=8000 n=8 completions=8 limit=()
+questions=8000 n=8 completions=8 limit=() policy=$RUNS/2-grpo/model
 if [ -n "${SMALL:-}" ]; then
-    questions=6 n=2 completions=2 limit=(--limit 4)
+    questions=8 n=4 completions=1 limit=(--limit 4)
+    policy=ponder-135m # two steps teach nothing: without this, no trace would be right
     small=(--set steps=2 --set tokens=1024 --set longest=512 --set precision=float32 --set weights=float32
         --set optimizer.warmup=0 --set save_every=1)
     few='data.sources=[{ from = "generated:word_problems", count = 60, seed = 1, difficulty = [1, 2] }]'
@@ -38,9 +39,9 @@ train() { # kind, stage, further settings
 cold_start() { train sft 1-cold-start ${SMALL:+--set "$few" --set batch=4}; }
 grpo() { train grpo 2-grpo ${SMALL:+--set "$few" --set grpo.prompts=2 --set grpo.samples=2 --set grpo.max_tokens=64 --set "grpo.budgets=[12, 24]" --set grpo.slots=4}; }
 traces() {
-    "$PONDER" train sample "$RUNS/2-grpo/model" "gsm8k:$DATA/gsm8k/train.jsonl" generated:word_problems \
+    "$PONDER" train sample "$policy" "gsm8k:$DATA/gsm8k/train.jsonl" generated:word_problems \
         --questions "$questions" --seed 3 --n "$n" --completions "$completions" --max-tokens 256 \
-        --output "$RUNS/3-traces.jsonl" ${SMALL:+--max-tokens 32 --slots 8}
+        --output "$RUNS/3-traces.jsonl" ${SMALL:+--max-tokens 80 --slots 16}
 }
 reward() { train reward 4-reward ${SMALL:+--set batch=4}; }
 distill() { train distill 5-distill ${SMALL:+--set batch=4}; }
