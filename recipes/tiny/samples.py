@@ -1,0 +1,103 @@
+"""What the models of this recipe say to questions of the training data: samples, each step judged right or wrong.
+
+The judge knows the chain, so it finds slips in copying as well as in adding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import chains
+
+from ponder.data.examples import Example
+from ponder.data.step_labels import MOST_STEPS
+from ponder.engine.torch_sampler import Job, Sampler
+from ponder.engine.torch_tokens import Tokens
+from ponder.train.kinds import Dataset, fitting
+from ponder.train.model import Loaded, load
+from ponder.train.recipe import Recipe, Reward
+from ponder.train.reward_model import labelled_row
+from ponder.train.texts import Texts
+from ponder.types import Sample, Score, Scored, Trace, from_json, to_json
+from ponder.verifiers.reward_model import step_ends
+
+CONTEXT = 256
+LONGEST = 120
+"""Tokens of an answer with its thinking, at the most."""
+JUDGE = "chain_steps"
+
+
+def write_samples(model: Path, examples: Sequence[Example], n: int, path: Path, slots: int = 96) -> None:
+    """`n` samples of each question at temperature 1 as traces, in a file, each with the score of its steps."""
+    loaded = load(str(model))
+    texts, network = Texts.of(loaded), loaded.model
+    tokens = Tokens(loaded.tokenizer, network.config.vocab_size, (texts.end,))
+    pieces = [tokens.piece(number) for number in range(tokens.size)]
+    sampler = Sampler(network, end_ids=(texts.end,), pieces=pieces, slots=slots, context=CONTEXT)
+    jobs = [Job(tuple(texts.prompt(each.prompt)), n, LONGEST, seed=seed) for seed, each in enumerate(examples)]
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as file:
+        for example, job, drawn in zip(examples, jobs, sampler.sample(jobs), strict=True):
+            said = [
+                texts.read(Sample(index, "", job.prompt, one.ids, one.mask, one.logprobs, one.finish))
+                for index, one in enumerate(drawn)
+            ]
+            file.write(to_json(judged(example, said)) + "\n")
+    part.replace(path)
+
+
+def judged(example: Example, samples: Sequence[Sample]) -> Trace:
+    """The samples of a question as a trace; a sample's score is whether its answer is right."""
+    events = [
+        Scored(
+            Score(float(sample.answer.strip() == example.reference), JUDGE, steps=right_steps(example, sample)), index
+        )
+        for index, sample in enumerate(samples)
+    ]
+    return Trace(example.question, example.asked(), samples=tuple(samples), events=tuple(events))
+
+
+def write_direct(examples: Sequence[Example], path: Path) -> None:
+    """Right answers without thinking as traces in a file, so that a student learns to answer at once, too."""
+    said = [Sample(0, each.answer, finish="stop", answer=each.answer) for each in examples]
+    traces = [judged(example, [sample]) for example, sample in zip(examples, said, strict=True)]
+    path.write_text("".join(to_json(trace) + "\n" for trace in traces), "utf-8")
+
+
+def right_steps(example: Example, sample: Sample) -> tuple[float, ...]:
+    """1 for each step that is the right one after those before it, whatever they came to; 0 for a slip.
+
+    So a reward model is asked what it can see: the operation of the question, the digit before, the sum.
+    """
+    ends = step_ends(sample.text, sample.spans, MOST_STEPS)
+    value, *operations = example.question.split()
+    right = []
+    for number, (begin, end) in enumerate(pairwise((0, *ends))):
+        line = sample.text[begin:end].strip()
+        right.append(float(number < len(operations) and line == chains.step(operations[number], value)))
+        value = line[-1:]
+    return tuple(right)
+
+
+# ---------------------------------------------------------------- rows of the reward model
+
+
+def labelled(recipe: Recipe, start: Loaded) -> Dataset:
+    """The samples' steps as rows to learn from, with the judge's labels; a share of the questions is held out."""
+    told, texts = recipe.reward or Reward(), Texts.of(start)
+    rows: list[list[Any]] = [[], []]
+    for source in recipe.data.sources:
+        traces = [from_json(Trace, line) for line in Path(source.source).read_text("utf-8").splitlines()]
+        learnt = round(len(traces) * (1 - told.held_out))
+        for number, trace in enumerate(traces):
+            for event in trace.events:
+                if isinstance(event, Scored) and event.score.steps:
+                    sample = trace.samples[event.sample]
+                    row = labelled_row(
+                        texts, sample, event.score.steps, marker=told.marker or "", token=told.plus, against=told.minus
+                    )
+                    rows[number >= learnt].append(row)
+    return fitting(recipe, *rows)

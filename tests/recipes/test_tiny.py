@@ -1,0 +1,143 @@
+"""recipes/tiny: its data hold together, two steps of every stage run, and (slow) what it claims holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ponder.types import Sample, Span
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+pytest.importorskip("matplotlib")
+
+HERE = Path(__file__).parents[2] / "recipes" / "tiny"
+
+
+def module(name: str) -> ModuleType:
+    spec = spec_from_file_location(f"tiny_recipe_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = sys.modules[spec.name] = module_from_spec(spec)
+    before = list(sys.path)
+    sys.path.insert(0, str(HERE))
+    try:
+        spec.loader.exec_module(found)
+    finally:
+        sys.path[:] = before
+    return found
+
+
+chains, claims = module("chains"), module("claims")
+
+
+def started(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(HERE / "run.py"), str(folder), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+# ---------------------------------------------------------------- the task
+
+
+def test_a_chain_carries_its_last_digit_on() -> None:
+    for made in chains.chains(200, range(2, 9), seed=5):
+        value, *operations = made.question.split()
+        lines = made.thinking.split("\n")
+        assert len(lines) == len(operations)
+        for operation, line in zip(operations, lines, strict=True):
+            name, by, sign = re.fullmatch(r"([a-h]):(\d)([+*])", operation).groups()  # type: ignore[union-attr]
+            result = int(by) * int(value) if sign == "*" else int(by) + int(value)
+            assert line == f"{name}:{by}{sign}{value}={result}"
+            value = str(result % 10)
+        assert made.answer == made.reference == value
+
+
+def test_chains_are_the_same_for_a_seed_and_keep_away_from_the_test() -> None:
+    test = {each.question for each in chains.chains(300, range(2, 9), seed=0)}
+    again = {each.question for each in chains.chains(300, range(2, 9), seed=0)}
+    learnt = {each.question for each in chains.chains(3000, range(2, 9), seed=1, beside=test)}
+    assert test == again
+    assert not test & learnt
+    assert test & {each.question for each in chains.chains(3000, range(2, 9), seed=1)}  # they would have met
+
+
+def test_the_tokenizer_reads_any_text_and_has_the_markers() -> None:
+    tokenizer = chains.tokenizer()
+    for text in ("3 a:4+ b:7*", "Anna has 5 äpfel\n"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+    assert len(tokenizer("<think>\n</think>", add_special_tokens=False).input_ids) == 3
+
+
+def test_a_step_is_judged_by_those_before_it() -> None:
+    samples = module("samples")
+    (made,) = chains.chains(1, [4], seed=3)
+    lines = made.thinking.split("\n")
+
+    def judged(thinking: str) -> tuple[float, ...]:
+        text = f"{thinking}\n</think>\n{made.answer}"
+        spans = (Span("thinking", 0, len(thinking)), Span("marker", len(thinking), len(thinking) + 10))
+        steps: tuple[float, ...] = samples.right_steps(made, Sample(0, text, spans=spans, thinking=thinking))
+        return steps
+
+    assert judged(made.thinking) == (1, 1, 1, 1)
+    # The slip alone is wrong: what comes after it goes on from what it came to.
+    wrong = str((int(lines[1][-1]) + 1) % 10)
+    after = chains.step(made.question.split()[3], wrong)
+    assert judged("\n".join([lines[0], lines[1][:-1] + wrong, after])) == (1, 0, 1)
+    assert judged("\n".join([lines[0], *lines[2:]])) == (1, 0, 0)
+    assert judged("\n".join([*lines, lines[-1]])) == (1, 1, 1, 1, 0)
+
+
+# ---------------------------------------------------------------- the claims
+
+
+def results() -> dict[str, Any]:
+    """Those of the run that the README tells of."""
+    found: dict[str, Any] = json.loads((HERE / "results.json").read_text("utf-8"))
+    return found
+
+
+def test_every_claim_can_fail() -> None:
+    found = results()
+    found["reward"]["last"] = found["reward"]["first"]
+    for difference in found["differences"].values():
+        difference["low"] = -0.01
+    found["kept"]["value"] = 0.79
+    assert not any(claim.holds for claim in claims.checked(found))
+
+
+def test_the_readme_shows_these_results() -> None:
+    assert claims.table(results()) in (HERE / "README.md").read_text("utf-8")
+
+
+# ---------------------------------------------------------------- running it
+
+
+def test_two_steps_of_every_stage(tmp_path: Path) -> None:
+    done = started(tmp_path / "out", "--smoke", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["n"] == 7
+    assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+    again = started(tmp_path / "out", "--smoke", "--threads", "1")
+    assert again.returncode == 0, again.stderr
+    assert "step" not in again.stderr  # nothing is done twice
+    assert json.loads(again.stdout.splitlines()[-1])["accuracy"] == told["accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_what_it_claims_holds(tmp_path: Path) -> None:
+    done = started(tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
