@@ -14,7 +14,7 @@ from ponder.train.rewards import Rewards
 from ponder.train.rollout import Ask, Rollout, Rollouts
 from ponder.train.texts import Texts
 from ponder.train.verified import verified
-from ponder.types import Question, Sample, Trace, from_json, user
+from ponder.types import Question, Sample, Score, Scored, Trace, from_json, user
 from ponder.verifiers.math_answer import math_answer
 
 QUESTIONS = [Question((user(f"What is {n} + 1 + 1?"),), reference=str(n + 2)) for n in range(5)]
@@ -92,3 +92,11 @@ def test_traces_of_other_questions_are_not_mixed_in(tmp_path: Path) -> None:
     path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
     with pytest.raises(InputError, match="holds traces of other questions"):
         run(path, [])
+
+
+def test_a_verifier_that_is_named_labels_steps_where_it_scored_them() -> None:
+    sample = Sample(0, "a\nb", ids=(1, 2), mask=(True, True), logprobs=(None, None))
+    events = (Scored(Score(0.2, "mine", steps=(0.9, 0.2)), 0), Scored(Score(1.0, "other"), 0))
+    trace = Trace("t", QUESTIONS[0], samples=(sample,), events=events)
+    assert [each.labels for each in verified([trace], "mine")] == [(0.9, 0.2)]
+    assert [(each.score, each.labels) for each in verified([trace])] == [(1.0, ())]

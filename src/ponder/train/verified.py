@@ -13,7 +13,7 @@ LABELS = "completions"
 
 
 class Verified(NamedTuple):
-    """A sample, the question it answers, its score, and labels of its steps where there are some."""
+    """A sample, the question it answers, its score, and labels of its steps where a trace holds some."""
 
     question: Question
     sample: Sample
@@ -25,7 +25,10 @@ def verified(traces: Iterable[Trace], verifier: str | None = None) -> Iterator[V
     """The samples of traces that have a score: the last one that `verifier`, or any, gave them. NaN is none."""
     for trace in traces:
         scored = [event for event in trace.events if isinstance(event, Scored)]
-        labels = {event.sample: event.score.steps for event in scored if event.score.verifier == LABELS}
+        # Labels by completions count before what the verifier that was named says of each step.
+        named = [event for event in scored if event.score.verifier == verifier]
+        named += [event for event in scored if event.score.verifier == LABELS]
+        labels = {event.sample: event.score.steps for event in named if event.score.steps}
         verdicts = [event for event in scored if event.score.verifier != LABELS]
         scores = {each.sample: each.score.value for each in verdicts if verifier in (None, each.score.verifier)}
         for sample in trace.samples:
