@@ -51,7 +51,7 @@ def sample(
     training.require_packages()
     if not temperature > 0:
         raise InputError("samples at temperature 0 are all the same", "Give --temperature above 0, such as 1.0")
-    with training.progress_bar(str(output)) as bar:
+    with training.progress_bar(output.name) as bar:
 
         def show(done: int, total: int, found: Harvest) -> None:
             bar(done, total, {"accuracy": found.right / max(1, found.samples)})

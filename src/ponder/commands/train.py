@@ -82,7 +82,7 @@ def _train(kind: Kind, file: Path, folder: Path | None, changes: list[str], dry_
                 print(json.dumps(told)) if as_json else _print_plan(told)
             return
         folder = folder or RUNS / file.stem
-        with training.progress_bar(f"{folder}") as show:
+        with training.progress_bar(folder.resolve().name) as show:
             from ponder.improve import improve
 
             result = improve(recipe, folder, shown=show, told=training.tell if speaks else lambda line: None)
