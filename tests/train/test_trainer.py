@@ -235,6 +235,36 @@ def test_a_gradient_that_is_not_finite_keeps_it_too(tmp_path):
     assert found.step == 1
 
 
+def test_a_step_that_fails_half_way_is_in_no_checkpoint(tmp_path):
+    """The first of two updates has moved the weights: they are those of no whole step."""
+    trainer = trainer_in(tmp_path, steps=3, save_every=1)
+    updates: list[int] = []
+
+    def loss(logprobs: Any, pack: Pack) -> tuple[Any, dict[str, Any]]:
+        return -logprobs.sum() * (math.nan if len(updates) == 4 else 1.0), {}
+
+    kept: dict[str, Any] = {}
+    with pytest.raises(TrainingError, match="step 2: the loss is not finite"):  # noqa: PT012
+        for _ in trainer.steps():
+            kept = weights(trainer)
+            for _ in range(2):
+                updates.append(1)
+                trainer.update(random_rows(3), at_targets, loss)
+    found, _ = checkpoint.newest(trainer.run.checkpoints)
+    assert found is not None
+    assert found.step == 1
+    assert all(torch.equal(found.tensors[f"weight.{name}"], value) for name, value in kept.items())
+
+    early = trainer_in(tmp_path / "early", steps=3, save_every=0)
+    updates.clear()
+    with pytest.raises(TrainingError, match="step 2"):  # noqa: PT012
+        for _ in early.steps():
+            for _ in range(2):
+                updates.append(1)
+                early.update(random_rows(3), at_targets, loss)
+    assert checkpoint.newest(early.run.checkpoints) == (None, [])  # none rather than a wrong one
+
+
 def test_nothing_to_learn_from_takes_no_step(tmp_path):
     trainer = trainer_in(tmp_path, steps=1)
     for _ in trainer.steps():

@@ -64,6 +64,7 @@ class Trainer:
         self.optimizer.follow(self.model)
         self._values: dict[str, float] = {}
         self._saved = 0
+        self._moved = False
 
     @property
     def saved(self) -> int:
@@ -77,7 +78,7 @@ class Trainer:
         self._resume()
         while self.step < self.schedule.steps:
             started = time.perf_counter()
-            self._values = {}
+            self._values, self._moved = {}, False
             with checkpoint.seeded(self.seed, self.step + 1, self.devices.rank):
                 yield self.step + 1
             self.step += 1
@@ -98,7 +99,7 @@ class Trainer:
         """One step of the optimiser on a batch; gives the sums of `loss`, over all micro-batches and processes.
 
         Nothing to learn from (no rows) takes no step. Raises TrainingError for a loss or gradient that is not finite:
-        a checkpoint of the weights, which are as before, is then saved.
+        a checkpoint of the last whole step is then saved, unless earlier updates of this one have moved the weights.
         """
         self.model.train()
         rows = [row for row in rows if row.learnt]
@@ -124,8 +125,10 @@ class Trainer:
                 )
             norm = self.optimizer.step(self.schedule.at(self.step + 1))
         except TrainingError as error:
-            self.save()
+            if not self._moved:
+                self.save()
             raise TrainingError(f"step {self.step + 1}: {error.problem}", error.mend) from None
+        self._moved = True
         self.log(loss=totals["loss"], gradient_norm=norm, rate=self.schedule.at(self.step + 1))
         self._count(rows)
         return totals
