@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,15 +135,26 @@ def test_of_several_processes_one_speaks(tmp_path: Path, monkeypatch: pytest.Mon
     assert (result.code, result.out, result.err) == (2, "", "")
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    recipe = recipe_file(tmp_path, steps=3, tokens=128)
+GROUPS = {
+    "batch": None,
+    "grpo": {"prompts": 3, "samples": 2, "max_tokens": 40, "answer": 4, "rewards": {"normalised_text()": 1.0}},
+}
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("sft", {}), ("grpo", GROUPS)])
+def test_two_processes_train_as_one(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path, kind, steps=3, tokens=128, **changes)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "--"]
-    command = [*torchrun, "ponder.cli", "train", "sft", str(recipe), "--run", str(tmp_path / "two"), "--json"]
+    command = [*torchrun, "ponder.cli", "train", kind, str(recipe), "--run", str(tmp_path / "two"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 3  # one document: the other process is silent
-    ponder("train", "sft", recipe, "--run", tmp_path / "one")
-    one, two = ([line["loss"] for line in steps_of(tmp_path / name)] for name in ("one", "two"))
+    ponder("train", kind, recipe, "--run", tmp_path / "one")
+    rollouts = [
+        [path.read_text() for path in sorted((tmp_path / name / "rollouts").glob("*"))] for name in ("one", "two")
+    ]
+    assert [len(texts) for texts in rollouts] == ([0, 0] if kind == "sft" else [3, 3])
+    one, two = ([line.get("loss", line.get("length")) for line in steps_of(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-5)
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-5) for name in weights[0])

@@ -132,6 +132,10 @@ def test_contradictions_of_the_other_kinds(kind: str, table: str, told: str) -> 
     assert told in said(SFT.replace("sft", kind).replace("steps = 3", "steps = 3\nbatch = 4") + table)
 
 
+def test_a_local_sampler_and_shards_of_weights_are_refused() -> None:
+    assert "reads whole weights" in said(SFT.replace("sft", "grpo").replace("steps = 3", 'steps = 3\nsharing = "fsdp"'))
+
+
 @given(
     st.fixed_dictionaries(
         {

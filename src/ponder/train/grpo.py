@@ -28,6 +28,7 @@ from ponder.protocols import Verifier
 from ponder.train import loss as losses
 from ponder.train.advantage import group_advantages, process_advantages, varied
 from ponder.train.batches import batch
+from ponder.train.devices import Devices
 from ponder.train.rewards import Rewarded, Rewards
 from ponder.train.rollout import Ask, Rollout, Rollouts, kept
 from ponder.train.rows import Pack, Row
@@ -119,7 +120,12 @@ def grpo(
     if settings.beta > 0 and reference is None:
         raise InputError(f"beta={settings.beta} needs a reference model", "Train a LoRA, or set beta = 0")
     scored = [Rewards({"process": (process, 1.0)})] if settings.process and process else []
-    sample = kept(rollouts, trainer.run.folder / "rollouts", settings.part, keeps=trainer.devices.first)
+    sample = kept(
+        _shared_out(rollouts, trainer.devices),
+        trainer.run.folder / "rollouts",
+        settings.part,
+        keeps=trainer.devices.first,
+    )
     for step in trainer.steps():
         groups, rounds, taken = _collected(trainer, step, questions, texts, sample, rewards, settings)
         everything = [one for group in groups for one in group]
@@ -133,6 +139,16 @@ def grpo(
 
 
 # ---------------------------------------------------------------- rollouts
+
+
+def _shared_out(rollouts: Rollouts, devices: Devices) -> Rollouts:
+    """Each process samples its share of the asks, and gets all of them."""
+
+    def sample(asks: Sequence[Ask]) -> list[list[Rollout]]:
+        mine = devices.dealt(asks)
+        return devices.gathered(rollouts(mine) if mine else [])
+
+    return sample
 
 
 def _collected(

@@ -377,6 +377,8 @@ class Recipe(Table):
             self._read_by_teacher(self.distill)
         if self.dpo is not None and self.dpo.reference == "base" and self.full:
             raise clash('dpo.reference = "base" is the model without its adapter, and full trains none', "Leave it out")
+        if self.kind == "grpo" and self.sharing == "fsdp" and (self.grpo or Grpo()).rollouts == "local":
+            raise clash('the local sampler reads whole weights, and sharing = "fsdp" has none', 'Take "ddp"')
         if self.kind == "grpo" and self.batch is not None:
             raise clash("batch says nothing to grpo", "Set grpo.prompts and grpo.samples")
 
