@@ -2,7 +2,7 @@
 
     RUN/recipe.toml      what was asked for
     RUN/metrics.jsonl    one line a step, and what is told of the whole run on lines of their own
-    RUN/rollouts/        samples with their rewards, a file for each part of a step (see `rollout`)
+    RUN/rollouts/        samples, a file for each part of a step (see `rollout`)
     RUN/checkpoints/     see `checkpoint`
     RUN/model/           the result
 
