@@ -221,7 +221,7 @@ def test_silence_before_the_first_event_has_its_own_limit() -> None:
         error, asked, took = failure(fault, silence=9, first=0.3)
         assert isinstance(error, EngineTimeout)
         assert "0.3 seconds" in str(error)
-        assert asked == 1  # the server may be at work: asking again would make it worse
+        assert asked <= 1  # the server may be at work, asking again would make it worse; a busy one may not know yet
         assert 0.25 < took < 2
 
 

@@ -108,6 +108,12 @@ def test_contradictions_are_named(change: tuple[str, str], told: str) -> None:
         ("ceiling = 5.0", "ceiling is of cispo"),
         ("process = 0.5", "process_reward"),
         ("minibatches = 1000", "minibatches = 1000"),
+        ('tools = ["calcluator()"]\nturns = 3', "there is no tool 'calcluator'"),
+        ('tools = ["calculator(2)"]\nturns = 3', "calculator(2) does not work"),
+        ('tools = ["run_code(seconds=0)"]\nturns = 3', "seconds=0"),
+        ('tools = ["calculator", "calculator()"]\nturns = 3', "calculator twice"),
+        ('tools = ["calculator()"]', "tools are answered between turns, and turns = 1"),
+        ("turns = 3", "turns = 3 says nothing without tools"),
     ],
 )
 def test_contradictions_of_reinforcement_learning(table: str, told: str) -> None:

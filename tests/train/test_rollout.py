@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from policies import naive, tiny_texts
 from tiny import tiny_model
+from train.saying import saying
 
 from ponder.chat.formats import PONDER
 from ponder.chat.template import CHATML, ChatTemplate
 from ponder.engine.scripted import EOS, TOKENIZER, Fault, ScriptedEngine
 from ponder.errors import EngineError, TrainingError
-from ponder.train.rollout import Ask, Rollout, Rollouts, kept, remote, with_turns
+from ponder.train.rollout import Ask, Reply, Rollout, Rollouts, kept, remote, with_turns
 from ponder.train.texts import Texts
 from ponder.types import Question, Sample, user
 
+KINDS = ("thinking", "answer", "tool_call", "marker")
 QUESTION = Question((user("What is 2 + 3?"),), reference="5")
 
 
@@ -92,8 +95,8 @@ def test_what_a_tool_writes_is_in_the_sample_and_not_in_its_mask() -> None:
     texts = byte_texts()
     engine = scripted("<call>2+3</call>", "So 5.\n</think>\nThe answer is 5.")
 
-    async def calculator(question: Question, sample: Sample) -> str | None:
-        return "<result>5</result>\n" if sample.text.endswith("</call>") else None
+    async def calculator(question: Question, turn: Sample) -> Reply | None:
+        return Reply("<result>5</result>\n", calls=1) if turn.text.endswith("</call>") else None
 
     ((rollout,),) = with_turns(remote(engine, texts), calculator, texts, turns=3)([ask(texts)])
     whole = texts.decode(rollout.sample.ids)
@@ -103,13 +106,67 @@ def test_what_a_tool_writes_is_in_the_sample_and_not_in_its_mask() -> None:
     assert rollout.sample.answer == "The answer is 5."
     assert rollout.sample.prompt_ids == ask(texts).prompt
     assert len(rollout.drawn) == len(rollout.sample.ids)
+    assert rollout.calls == 1
+
+
+def test_a_sample_that_has_ended_is_not_asked_again() -> None:
+    texts = byte_texts()
+    heard: list[str] = []
+
+    async def nods(question: Question, turn: Sample) -> Reply | None:
+        heard.append(turn.text)
+        return Reply("go on\n") if turn.text.endswith("?") else None
+
+    engine = scripted("A.", "B?", "C?", "D.")
+    ((first, second),) = with_turns(remote(engine, texts), nods, texts, turns=9)([ask(texts, 2)])
+    assert heard == ["A.", "B?", "C?", "D."]  # each turn by itself, and each once
+    assert (chosen(first, texts).count("A."), second.sample.mask.count(False)) == (1, 2 * len("go on\n"))
+
+
+def test_max_tokens_and_the_cap_of_the_thinking_are_of_all_turns() -> None:
+    texts = byte_texts()
+    asked: list[Ask] = []
+    says = saying(texts, *("five." for _ in range(9)))
+
+    def heard(asks: Sequence[Ask]) -> list[list[Rollout]]:
+        asked.extend(asks)
+        return says(asks)
+
+    async def answers(question: Question, turn: Sample) -> Reply | None:
+        return Reply("ok", calls=1)
+
+    step = len("five.") + 1  # and the end of the turn
+    ((rollout,),) = with_turns(heard, answers, texts, turns=9, least=20)([ask(texts, most=50, thinking=10)])
+    assert [each.max_tokens for each in asked] == [50, 50 - step - 2, 50 - 2 * step - 4, 50 - 3 * step - 6]
+    assert [each.thinking for each in asked] == [10, 10 - step, 1, 1]
+    assert len({each.seed for each in asked}) == 4
+    assert rollout.calls == 4  # the last reply did not fit, and was made all the same
+
+
+def test_the_answer_is_that_of_the_last_turn() -> None:
+    texts = tiny_texts()
+
+    says = saying(texts, "One.\n</think>\ncall", "Two.\n</think>\nThe answer is 5.")
+    between = "\n<|im_start|>tool\nThe answer is 7.<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+    async def answers(question: Question, turn: Sample) -> Reply | None:
+        return Reply(between, turn=True)
+
+    ((rollout,),) = with_turns(says, answers, texts, turns=2)([ask(texts)])
+    sample = rollout.sample
+    assert (sample.thinking, sample.answer) == ("One.\nTwo.", "The answer is 5.")
+    assert sample.text == texts.decode(sample.ids[:-1])
+    kinds = {kind: "".join(sample.text[s.start : s.end] for s in sample.spans if s.kind == kind) for kind in KINDS}
+    assert (kinds["thinking"], kinds["tool_call"], kinds["answer"]) == ("One.Two.", "call", "The answer is 5.")
+    assert between in kinds["marker"]
+    assert sum(map(len, kinds.values())) == len(sample.text)
 
 
 def test_turns_end_where_no_token_is_left() -> None:
     texts = byte_texts()
 
-    async def talks(question: Question, sample: Sample) -> str | None:
-        return "more and more and more"
+    async def talks(question: Question, turn: Sample) -> Reply | None:
+        return Reply("more and more and more")
 
     engine = scripted(*("and" for _ in range(9)))
     ((rollout,),) = with_turns(remote(engine, texts), talks, texts, turns=9)([ask(texts, most=30)])
@@ -122,8 +179,8 @@ def test_turns_of_a_policy_have_the_log_probabilities_of_one_forward_pass() -> N
     model = tiny_model()
     texts = tiny_texts(model)
 
-    async def nods(question: Question, sample: Sample) -> str | None:
-        return " yes\n" if len(sample.ids) < 10 else None
+    async def nods(question: Question, turn: Sample) -> Reply | None:
+        return Reply(" yes\n") if len(turn.ids) < 10 else None
 
     asked = Ask(QUESTION, tuple(texts.prompt(QUESTION.messages)), 2, 40, seed=1)
     short = with_turns(_at_most(naive(model, texts), 5), nods, texts, turns=2)
@@ -138,8 +195,6 @@ def test_turns_of_a_policy_have_the_log_probabilities_of_one_forward_pass() -> N
 
 
 def _at_most(rollouts: Rollouts, most: int) -> Rollouts:
-    from dataclasses import replace
-
     return lambda asks: rollouts([replace(ask, max_tokens=min(most, ask.max_tokens)) for ask in asks])
 
 
@@ -151,7 +206,7 @@ def test_rollouts_on_disk_are_the_ones_that_were_sampled(tmp_path: Path) -> None
 
     def counted(asks: Sequence[Ask]) -> list[list[Rollout]]:
         calls.append(len(asks))
-        return naive(model, texts)(asks)
+        return [[replace(each, calls=2, failed=1) for each in group] for group in naive(model, texts)(asks)]
 
     first = kept(counted, tmp_path, 2)("step", asks)
     assert calls == [2, 1]

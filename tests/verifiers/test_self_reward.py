@@ -250,7 +250,8 @@ def test_on_the_embedded_model(llama: LlamaEngine) -> None:
         return samples[0], await verifier(QUIZ, samples[0]), await verifier(QUIZ, samples[0])
 
     sample, made, again = asyncio.run(run())
-    assert len(made.steps) == min(4, len([line for line in sample.thinking.splitlines() if line.strip()])) >= 1
+    # Where it answers at once, as it may, the answer is its one step.
+    assert len(made.steps) == min(4, len([line for line in sample.thinking.splitlines() if line.strip()]) or 1)
     assert all(0 < value < 1 for value in made.steps)
     assert made.value == min(made.steps)
     assert made.cost.verifier == made.cost.calls == 2 * len(made.steps)

@@ -170,7 +170,8 @@ class Grpo(Table):
     rewards: verifiers, as expressions, with their weights; the first says what is right. process_reward: a verifier of
     steps, which counts with weight `process`. judge: the uri of the engine that verifiers ask, where they ask one, and
     judge_adapters what it is opened with. answer: tokens that stay for it when the thinking is cut. rollouts: "local",
-    or the uri of an engine. slots: samples that are drawn side by side.
+    or the uri of an engine. slots: samples that are drawn side by side. tools: what the model may call in a sample, as
+    `ponder.train.tools` names it; turns: of the model in a sample, at the most.
     """
 
     prompts: Count = 16
@@ -205,9 +206,12 @@ class Grpo(Table):
     slots: Count = 64
     part: Count = 1024
     keep_rollouts: Count | None = None
+    tools: Annotated[tuple[str, ...], Several] = ()
+    turns: Count = 1
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        _tools(self.tools, self.turns)
         if not self.rewards:
             raise clash("rewards is empty", 'Name a verifier, such as "math_answer()" = 1.0')
         for text in [*self.rewards, *([self.process_reward] if self.process_reward else [])]:
@@ -418,3 +422,16 @@ def _verifier(text: str, judge: str | None) -> None:
         raise clash(error.problem, error.mend) from None
     if hasattr(verifier, "with_model") and judge is None:
         raise clash(f"{text} asks a model, and none is named", 'Name its engine: judge = "gguf:ponder-135m", say')
+
+
+def _tools(given: tuple[str, ...], turns: int) -> None:
+    from ponder.train.tools import tools_named
+
+    try:
+        tools_named(given)
+    except InputError as error:
+        raise clash(error.problem, error.mend) from None
+    if given and turns == 1:
+        raise clash("tools are answered between turns, and turns = 1", "Set turns = 3, say")
+    if turns > 1 and not given:
+        raise clash(f"turns = {turns} says nothing without tools", 'Set tools = ["calculator()"], say, or leave it out')

@@ -23,7 +23,7 @@ from ponder.protocols import Engine, SamplingParams, closing
 from ponder.train.loop import run
 from ponder.train.run import writing
 from ponder.train.texts import Texts
-from ponder.types import Finish, Question, Sample
+from ponder.types import Finish, Question, Sample, Span
 
 if TYPE_CHECKING:
     from ponder.engine.torch_sampler import Sampler
@@ -48,11 +48,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A sample, and the log-probability of each token where it was drawn, at its temperature; NaN where unknown."""
+    """A sample, and the log-probability of each token where it was drawn, at its temperature; NaN where unknown.
+
+    calls: of tools that were made for it; failed: those of them that went wrong.
+    """
 
     ask: Ask
     sample: Sample
     drawn: tuple[float, ...]
+    calls: int = 0
+    failed: int = 0
 
     @property
     def length(self) -> int:
@@ -66,10 +71,26 @@ class Rollouts(Protocol):
     def __call__(self, asks: Sequence[Ask]) -> list[list[Rollout]]: ...
 
 
-class Environment(Protocol):
-    """What answers the policy: a tool, a user, a world. None ends the sample."""
+@dataclass(frozen=True)
+class Reply:
+    """What an environment writes after a turn; `calls` and `failed` are as in a rollout.
 
-    async def __call__(self, question: Question, sample: Sample) -> str | None: ...
+    turn: whether the policy begins a new turn after it, whose answer alone counts; else it goes on with what it said.
+    """
+
+    text: str
+    calls: int = 0
+    failed: int = 0
+    turn: bool = False
+
+
+class Environment(Protocol):
+    """What answers the policy: a tool, a user, a world. None ends the sample.
+
+    turn: what the policy said since it was last answered. All that was before is in its prompt.
+    """
+
+    async def __call__(self, question: Question, turn: Sample) -> Reply | None: ...
 
 
 # ---------------------------------------------------------------- who samples
@@ -164,50 +185,74 @@ async def _drawn(
     return pieces
 
 
-def with_turns(rollouts: Rollouts, environment: Environment, texts: Texts, *, turns: int) -> Rollouts:
+def with_turns(rollouts: Rollouts, environment: Environment, texts: Texts, *, turns: int, least: int = 1) -> Rollouts:
     """Samples in at most `turns` turns: after each the environment may write something, and the policy goes on.
 
-    What it writes is in the sample's tokens and not in its mask. All samples' turns are taken together.
+    What it writes is in the sample's tokens and not in its mask. All samples' turns are taken together. max_tokens is
+    of all turns and what is written between them: a sample ends where fewer than `least` are left. So is the cap of the
+    thinking.
     """
 
     def sample(asks: Sequence[Ask]) -> list[list[Rollout]]:
         found = rollouts(asks)
+        last = {(g, i): rollout for g, group in enumerate(found) for i, rollout in enumerate(group)}
         for turn in range(1, turns):
-            replies = run(_replies(found))
-            going = [(g, i, texts.encode(reply)) for g, i, reply in replies if reply is not None]
-            asked = []
-            for g, i, written in going:
-                before = found[g][i].sample
-                left = found[g][i].ask.max_tokens - len(before.ids) - len(written)
-                prompt = (*before.prompt_ids, *before.ids, *written)
-                asked.append(
-                    replace(found[g][i].ask, prompt=prompt, n=1, max_tokens=left, seed=_seed(found[g][i], turn))
-                )
-            fits = [at for at, ask in enumerate(asked) if ask.max_tokens > 0]
-            for at, (more,) in zip(fits, rollouts([asked[at] for at in fits]) if fits else (), strict=True):
-                g, i, written = going[at]
-                found[g][i] = _extended(found[g][i], written, more, texts)
-            if not fits:
+            replies, asked = {}, {}
+            for (g, i), reply in zip(last, run(_replies(list(last.values()))), strict=True):
+                if reply is None:
+                    continue
+                before = found[g][i]
+                found[g][i] = replace(before, calls=before.calls + reply.calls, failed=before.failed + reply.failed)
+                ask = _further(before, texts.encode(reply.text), turn)
+                if ask.max_tokens >= least:
+                    replies[g, i], asked[g, i] = reply, ask
+            if not asked:
                 break
+            drawn = rollouts(list(asked.values()))
+            last = {place: more for place, (more,) in zip(asked, drawn, strict=True)}
+            for (g, i), more in last.items():
+                found[g][i] = _extended(found[g][i], replies[g, i], more, texts)
         return found
 
-    async def _replies(found: list[list[Rollout]]) -> list[tuple[int, int, str | None]]:
-        places = [(g, i) for g, group in enumerate(found) for i in range(len(group))]
-        said = await asyncio.gather(*(environment(found[g][i].ask.question, found[g][i].sample) for g, i in places))
-        return [(g, i, reply) for (g, i), reply in zip(places, said, strict=True)]
+    async def _replies(turns: Sequence[Rollout]) -> list[Reply | None]:
+        return list(await asyncio.gather(*(environment(each.ask.question, each.sample) for each in turns)))
 
     return sample
 
 
-def _seed(rollout: Rollout, turn: int) -> int:
-    return (rollout.ask.seed * 1_000_003 + rollout.sample.index * 101 + turn) % 2**62
+def _further(rollout: Rollout, written: Sequence[int], turn: int) -> Ask:
+    """What asks for one more turn of a rollout, after what was written."""
+    ask, sample = rollout.ask, rollout.sample
+    return replace(
+        ask,
+        prompt=(*sample.prompt_ids, *sample.ids, *written),
+        n=1,
+        max_tokens=ask.max_tokens - len(sample.ids) - len(written),
+        thinking=None if ask.thinking is None else max(1, ask.thinking - rollout.length),
+        seed=(ask.seed * 1_000_003 + sample.index * 101 + turn) % 2**62,
+    )
 
 
-def _extended(rollout: Rollout, written: Sequence[int], more: Rollout, texts: Texts) -> Rollout:
-    sample = _written(rollout.sample, written)
-    joined = _joined(sample, more.sample.ids, more.sample.logprobs, more.sample.finish, more.sample.mask)
-    drawn = (*rollout.drawn, *(math.nan for _ in written), *more.drawn)
-    return Rollout(rollout.ask, texts.read(joined), drawn)
+def _extended(rollout: Rollout, reply: Reply, more: Rollout, texts: Texts) -> Rollout:
+    before, turn, written = rollout.sample, more.sample, texts.encode(reply.text)
+    joined = _joined(_written(before, written), turn.ids, turn.logprobs, turn.finish, turn.mask)
+    if reply.turn:
+        ended = before.ids[-1:] if before.ids[-1:] == (texts.end,) else ()  # it is in no text
+        joined = _in_turns(joined, before, texts.decode([*ended, *written]), turn)
+    else:
+        joined = texts.read(joined)
+    return replace(rollout, sample=joined, drawn=(*rollout.drawn, *(math.nan for _ in written), *more.drawn))
+
+
+def _in_turns(joined: Sample, before: Sample, between: str, turn: Sample) -> Sample:
+    """`joined`, read turn by turn: the answer is the last one's, and earlier ones' are calls."""
+    begin = len(before.text)
+    at = begin + len(between)
+    spans = [replace(span, kind="tool_call") if span.kind == "answer" else span for span in before.spans]
+    spans += [Span("marker", begin, at), *(Span(each.kind, each.start + at, each.end + at) for each in turn.spans)]
+    thinking = "\n".join(filter(None, (before.thinking, turn.thinking)))
+    text = before.text + between + turn.text
+    return replace(joined, text=text, spans=tuple(spans), thinking=thinking, answer=turn.answer)
 
 
 def _written(sample: Sample, ids: Sequence[int]) -> Sample:
@@ -292,12 +337,12 @@ def _line(group: int, rollout: Rollout) -> dict[str, Any]:
         "text": sample.text,
         "thinking": sample.thinking,
         "answer": sample.answer,
+        "calls": rollout.calls,
+        "failed": rollout.failed,
     }
 
 
 def _read(path: Path, asks: Sequence[Ask]) -> list[list[Rollout]] | None:
-    from ponder.types import Span
-
     if not path.is_file():
         return None
     groups: list[list[Rollout]] = [[] for _ in asks]
@@ -317,7 +362,8 @@ def _read(path: Path, asks: Sequence[Ask]) -> list[list[Rollout]] | None:
                 line["thinking"],
                 line["answer"],
             )
-            groups[line["group"]].append(Rollout(ask, sample, _numbers(line["drawn"])))
+            used = line.get("calls", 0), line.get("failed", 0)  # older runs have written none
+            groups[line["group"]].append(Rollout(ask, sample, _numbers(line["drawn"]), *used))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise TrainingError(f"{path} cannot be read: {error}", "Remove it: it is sampled again") from None
     same = all(
