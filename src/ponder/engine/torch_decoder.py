@@ -53,11 +53,11 @@ class _Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight = self.module.weight
-        if x.device.type == "cpu":  # torch's own takes twice as many passes there
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # torch's own takes twice as many passes there
+            wide = x.float()
             length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
             scale = length.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
-            scaled: Tensor = (wide * scale).mul_(weight.to(wide.dtype) + self.plus_one)
+            scaled: Tensor = (wide * scale).mul_(weight.float() + self.plus_one)
             return scaled.to(x.dtype)
         if self.plus_one:
             return functional.rms_norm(x.float(), weight.shape, 1 + weight.float(), self.epsilon).to(x.dtype)
