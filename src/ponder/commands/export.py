@@ -25,7 +25,7 @@ class To(StrEnum):
 
 
 class Packing(StrEnum):
-    """How a GGUF file stores matrices."""
+    """How a file stores matrices."""
 
     f16 = "f16"
     f32 = "f32"
@@ -43,7 +43,9 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="To GGUF: the whole model, where an adapter was trained.")
     ] = False,
-    packing: Annotated[Packing, typer.Option("--packing", help="To GGUF: how matrices are stored.")] = Packing.f16,
+    packing: Annotated[
+        Packing | None, typer.Option("--packing", help="How matrices are stored: to GGUF f16 by default, to PEFT f32.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Export what was trained: of a run its newest checkpoint, or any checkpoint by its folder.
@@ -65,9 +67,11 @@ def export(
         raise InputError("--merge is for an adapter that goes --to gguf", "Drop it")
     if packing is Packing.q8_0 and not whole:
         raise InputError("an adapter is not stored as q8_0", "Take --packing f16, or --merge")
+    if packing is not None and to is To.safetensors:
+        raise InputError("--packing is of GGUF and PEFT: safetensors keep the weights' own type", "Drop it")
     target = output or _folder(source) / _name(to, whole)
     model = result.trained(recipe, found)
-    _write(model, to, target, whole, packing)
+    _write(model, to, target, whole, packing or (Packing.f32 if to is To.peft else Packing.f16))
     told = {"version": 1, "step": found.step, "to": to.value, "whole": whole, "output": str(target)}
     print(json.dumps(told) if as_json else plain(str(target)))
 
@@ -79,11 +83,11 @@ def _write(model: Loaded, to: To, target: Path, whole: bool, packing: Packing) -
     if to is To.safetensors:
         exports.to_safetensors(weights, model.tokenizer, target, metadata=model.metadata)  # type: ignore[arg-type]
     elif to is To.peft:
-        exports.to_peft(weights, target, metadata=model.metadata)  # type: ignore[arg-type]
+        exports.to_peft(weights, target, kind=packing.value, metadata=model.metadata)  # type: ignore[arg-type]
     elif whole:
         exports.to_gguf(weights, model.tokenizer, target, kind=packing.value, metadata=model.metadata)  # type: ignore[arg-type]
     else:
-        exports.to_gguf_adapter(weights, target, kind=packing.value)  # type: ignore[arg-type]
+        exports.to_gguf_adapter(weights, target, kind=packing.value, metadata=model.metadata)  # type: ignore[arg-type]
 
 
 def _folder(source: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ponder.engine import cache, catalogue, gguf_header, hub
 from ponder.engine.download import Progress, silent
-from ponder.engine.weights import NO_ADAPTER, Adapter, packaged_path, split, unknown
+from ponder.engine.weights import NO_ADAPTER, Adapter, packaged_path, split, told, unknown
 from ponder.errors import InputError, MissingExtra, WeightsError
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 NEW = "new:"
 METADATA_FILE = "ponder.json"
-METADATA_KEYS = ("ponder.thinking", "general.sampling.temp")
-"""What a GGUF file may say about its model beyond its weights, and `METADATA_FILE` in a folder."""
+"""Beside safetensors: what a GGUF file says of its model beyond its weights."""
 
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """Tokens that a GGUF file may name, and that end a turn in llama.cpp."""
@@ -183,8 +182,7 @@ def _gguf(path: Path, dtype: torch.dtype) -> Loaded:
     ends = {header.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in _ENDS} - {None}
     if model.generation_config is not None and ends:
         model.generation_config.eos_token_id = sorted(ends)
-    metadata = {key: header.metadata[key] for key in METADATA_KEYS if key in header.metadata}
-    return Loaded(model, tokenizer, f"the GGUF file {path}", metadata=metadata, name=path.stem, place=str(path))
+    return Loaded(model, tokenizer, f"the GGUF file {path}", metadata=told(header), name=path.stem, place=str(path))
 
 
 def _new(path: Path, wish: _Wish) -> Loaded:
@@ -237,8 +235,7 @@ def _adapted(path: Path, wish: _Wish, base: str | None) -> Loaded:
         raise InputError(
             f"{path} does not name the model that it adapts", f"Give that as the model, and `--adapter {path}`"
         )
-    found = _with(_find(own, wish), path)
-    return replace(found, metadata={**found.metadata, **_metadata(path)})
+    return _with(_find(own, wish), path)
 
 
 def _with(found: Loaded, path: Path, scale: float = 1.0, name: str | None = None) -> Loaded:
@@ -254,7 +251,14 @@ def _with(found: Loaded, path: Path, scale: float = 1.0, name: str | None = None
     adapters = (*found.adapters, adapter)
     model: Any = with_adapter(found.model, path, adapter.name)
     model.base_model.set_adapter([each.name for each in adapters], inference_mode=True)
-    return replace(found, model=model, adapters=adapters, source=f"{found.source}, and the adapter {path}")
+    metadata = {**found.metadata, **(_told(path) if scale else {})}
+    source = f"{found.source}, and the adapter {path}"
+    return replace(found, model=model, adapters=adapters, metadata=metadata, source=source)
+
+
+def _told(adapter: Path) -> dict[str, Any]:
+    """What an adapter says of the model that it makes: how it thinks, at which temperature."""
+    return _metadata(adapter) if adapter.is_dir() else told(gguf_header.read_header(adapter))
 
 
 def _free_name(stem: str, taken: Sequence[Adapter]) -> str:

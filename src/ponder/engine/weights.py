@@ -18,6 +18,9 @@ from ponder.errors import InputError, WeightsError
 
 __all__ = ["DEFAULT_MODEL", "Adapter", "Progress", "Weights", "resolve"]
 
+METADATA_KEYS = ("ponder.thinking", "general.sampling.temp")
+"""What a GGUF file may say about its model, or an adapter about what it makes of one, beyond weights."""
+
 NO_ADAPTER = "none"
 """Given as an adapter, it leaves out the one that a model of the catalogue comes with."""
 
@@ -133,13 +136,19 @@ def _local(name: str) -> Path | None:
 
 def _with_adapters(weights: Weights, specs: Sequence[str]) -> Weights:
     base = gguf_header.read_header(weights.path)
-    all_of_them = list(weights.adapters)
+    all_of_them, metadata = list(weights.adapters), dict(weights.metadata)
     for spec in specs:
         path, scale = split(spec)
-        _check_fits(path, base, weights.name)
+        metadata |= told(_check_fits(path, base, weights.name)) if scale else {}
         taken = {adapter.name for adapter in all_of_them}
         all_of_them.append(Adapter(_free_name(path.stem, taken), path.absolute(), scale))
-    return Weights(weights.name, weights.path, tuple(all_of_them), weights.metadata, weights.sha256)
+    return Weights(weights.name, weights.path, tuple(all_of_them), metadata, weights.sha256)
+
+
+def told(file: gguf_header.Header) -> dict[str, Any]:
+    """What a GGUF file says of its model beyond weights, an adapter of what it makes of one: how it was taught to think,
+    and the temperature to sample at."""
+    return {key: file.metadata[key] for key in METADATA_KEYS if key in file.metadata}
 
 
 def split(spec: str) -> tuple[Path, float]:
@@ -165,8 +174,8 @@ def _free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _check_fits(path: Path, base: gguf_header.Header, model: str) -> None:
-    """Raises InputError unless the file at `path` is an adapter whose matrices fit those of `base`."""
+def _check_fits(path: Path, base: gguf_header.Header, model: str) -> gguf_header.Header:
+    """The header of the adapter at `path`. Raises InputError unless its matrices fit those of `base`."""
     if path.is_dir():
         if (path / "adapter_config.json").exists():
             raise InputError(
@@ -189,6 +198,7 @@ def _check_fits(path: Path, base: gguf_header.Header, model: str) -> None:
     misfit = _misfit(header, base)
     if misfit:
         raise InputError(f"adapter {path} does not fit {model}: {misfit}", "Give the model that it was trained on")
+    return header
 
 
 def _misfit(adapter: gguf_header.Header, base: gguf_header.Header) -> str | None:

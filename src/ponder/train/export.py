@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ponder.engine import cache, catalogue, gguf_header
 from ponder.engine.gguf_layout import Layout, keys, layout_of, layout_of_header, rope_factors
 from ponder.engine.gguf_tokenizer import write_tokenizer
-from ponder.engine.torch_load import METADATA_FILE, METADATA_KEYS, require_packages
+from ponder.engine.torch_load import METADATA_FILE, require_packages
 from ponder.engine.torch_lora import PREFIX, base_of, peft_folder
+from ponder.engine.weights import METADATA_KEYS
 from ponder.errors import InputError, WeightsError
 from ponder.train.adapters import plain_weights
 from ponder.train.writing import replacing
@@ -38,11 +39,17 @@ _FILE_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "q8_0": 7}
 
 
 def to_peft(
-    model: PeftModel, folder: Path | str, *, name: str | None = None, metadata: Mapping[str, Any] | None = None
+    model: PeftModel,
+    folder: Path | str,
+    *,
+    name: str | None = None,
+    kind: Literal["f32", "f16"] = "f32",
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the adapter `name` (None: the active one) as PEFT does, its weights bit for bit.
+    """Writes the adapter `name` (None: the active one) as PEFT does: bit for bit, or rounded to f16 in half the bytes.
 
-    `metadata`, as `Loaded` has it, goes beside it. Raises WeightsError where it cannot be stored.
+    `metadata`, as `Loaded` has it, goes beside it. Raises WeightsError where it cannot be stored, InputError for
+    weights that are too large for f16.
     """
     from safetensors.torch import save_file
 
@@ -53,7 +60,7 @@ def to_peft(
         config.target_modules = sorted(config.target_modules)  # the same file on every run
     with replacing(Path(folder)) as place:
         place.mkdir()
-        save_file(_plain(state), place / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(_narrow(_plain(state), kind), place / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(place))
         _write_metadata(place, metadata)
 
@@ -93,12 +100,14 @@ def to_gguf_adapter(
     name: str | None = None,
     base: str | None = None,
     kind: Literal["f16", "f32"] = "f16",
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an adapter that llama.cpp applies to the GGUF file of its base, at the scale it was trained at.
 
     source: a model with the adapter `name` (None: the active one), or a PEFT folder, made for the model `base`
-    (None: the one that the folder names). Raises InputError for what llama.cpp's adapters cannot express,
-    WeightsError where it cannot be stored.
+    (None: the one that the folder names). `metadata`, as in `Loaded`: a base that was never taught to think is asked
+    in this adapter's way. Raises InputError for what llama.cpp's adapters cannot express, WeightsError where it cannot
+    be stored.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
 
@@ -116,6 +125,7 @@ def to_gguf_adapter(
         writer.add_type("adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", _alpha(config))
+        _add_metadata(writer, metadata)
         named = {_adapter_name(layout, key): key for key in sorted(state)}
         _write(writer, {new: (layout, state[key], packing) for new, key in named.items()})
 
@@ -159,11 +169,7 @@ def to_gguf(
             add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             add(f"{layout.architecture}.{key}", value)
         write_tokenizer(writer, tokenizer, base.config.vocab_size)
-        thinking, temperature = ((metadata or {}).get(key) for key in METADATA_KEYS)
-        if thinking is not None:
-            writer.add_string(METADATA_KEYS[0], thinking if isinstance(thinking, str) else json.dumps(thinking))
-        if temperature is not None:
-            writer.add_float32(METADATA_KEYS[1], float(temperature))
+        _add_metadata(writer, metadata)
         _write(writer, tensors)
 
 
@@ -222,6 +228,25 @@ def _layout_named(name: str | None, source: Path | str) -> Layout:
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: values.detach().to("cpu").contiguous() for key, values in tensors.items()}
+
+
+def _narrow(tensors: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    import torch
+
+    if kind == "f32":
+        return dict(tensors)
+    for name, values in tensors.items():
+        if not values.to(torch.float16).isfinite().all():
+            raise InputError(f"the weights {name} are too large for f16", "Export them as f32")
+    return {name: values.to(torch.float16) for name, values in tensors.items()}
+
+
+def _add_metadata(writer: GGUFWriter, metadata: Mapping[str, Any] | None) -> None:
+    thinking, temperature = ((metadata or {}).get(key) for key in METADATA_KEYS)
+    if thinking is not None:
+        writer.add_string(METADATA_KEYS[0], thinking if isinstance(thinking, str) else json.dumps(thinking))
+    if temperature is not None:
+        writer.add_float32(METADATA_KEYS[1], float(temperature))
 
 
 def _write_metadata(folder: Path, metadata: Mapping[str, Any] | None) -> None:

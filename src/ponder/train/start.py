@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ponder.engine import catalogue
 from ponder.engine.download import Progress, silent
-from ponder.engine.torch_load import METADATA_KEYS, Loaded, load, require_packages, seeded
+from ponder.engine.torch_load import Loaded, load, require_packages, seeded
 from ponder.engine.torch_lora import with_adapter
-from ponder.engine.weights import packaged_path
+from ponder.engine.weights import METADATA_KEYS, packaged_path
 from ponder.errors import InputError, TrainingError
 from ponder.train.adapters import trainable, with_lora
 from ponder.train.devices import Devices

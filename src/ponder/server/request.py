@@ -1,0 +1,112 @@
+"""What a client asks for, in whatever dialect. Dialects read the wire into a `Request`, backends answer it.
+
+Nothing in here comes from the text of a prompt: model, strategy, budget and key are told by fields and headers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ponder.types import Budget, Question
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+EFFORT_TOKENS: Mapping[str, int] = {
+    "none": 0,
+    "minimal": 128,
+    "low": 1024,
+    "medium": 2048,
+    "high": 4096,
+    "xhigh": 8192,
+    "max": 16384,
+}
+"""Tokens of thinking that an effort buys where the model has no policy of its own."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: the id and name of a key, and its project. Empty where the server asks for no keys."""
+
+    key: str = ""
+    name: str = ""
+    project: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; None leaves it to the model. `logprobs`: how many of the likeliest tokens to tell, 0 for
+    the chosen one alone, None for none."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """auto: may call; none: must not; required: must call one; named: must call `name`."""
+
+    mode: Literal["auto", "none", "required", "named"] = "auto"
+    name: str = ""
+    parallel: bool = True
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the answer must look like: JSON at all, or JSON of a schema."""
+
+    kind: Literal["text", "json", "schema"] = "text"
+    schema: Mapping[str, Any] | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class PromptVersion:
+    """The stored prompt that a question was made from."""
+
+    name: str
+    version: int
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to be answered `n` times. `id` is unique.
+
+    model: as the client named it, without a suffix. strategy: an expression such as "vote(8)", "auto" for the router's
+    choice, "" for the model's default. effort: as asked, "" where it was not. budget: its bounds; `thinking` is the
+    budget for thinking, `tokens` the most that a choice may be (max_completion_tokens). max_thinking_asked says whether
+    the client bounded thinking itself. think: False switches it off, None leaves it to the model. deadline: seconds
+    from now by which the best answer so far is wanted. raw: the text of a completion, in place of messages.
+    store: whether the client wants the reply kept. user: as the client names whom it asks for. metadata: the client's.
+    """
+
+    id: str
+    model: str
+    question: Question
+    n: int = 1
+    strategy: str = ""
+    effort: str = ""
+    budget: Budget = Budget()
+    think: bool | None = None
+    deadline: float | None = None
+    sampling: Sampling = Sampling()
+    tool_choice: ToolChoice = ToolChoice()
+    shape: Shape = Shape()
+    raw: str | None = None
+    stream: bool = False
+    store: bool = False
+    prompt: PromptVersion | None = None
+    caller: Caller = Caller()
+    user: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    dialect: Literal["openai", "responses", "anthropic", "completions"] = "openai"
