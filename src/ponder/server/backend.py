@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,15 +30,19 @@ class Served:
 
 
 class Backend(Protocol):
-    """Answers requests for the models that it serves. Closing the iterator of `reply` ends the work within 200 ms."""
+    """Answers requests for the models that it serves."""
 
     @property
     def name(self) -> str: ...
 
     def models(self) -> tuple[Served, ...]: ...
 
-    def reply(self, request: Request) -> AsyncIterator[ReplyEvent]:
-        """The events of an answer. Raises `failures.Refusal` for what this backend cannot do, before `Begun`."""
+    def reply(self, request: Request, stop: asyncio.Event) -> AsyncIterator[ReplyEvent]:
+        """The events of an answer; the last one is a `Usage`, also where it raises after `Begun`.
+
+        Once `stop` is set (the client left, the server drains) the work ends within 200 ms, and the rest of the events
+        tells what there was. Raises `failures.Refusal` for what this backend cannot do, before `Begun`.
+        """
         ...
 
     async def count(self, request: Request) -> int:
