@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_lora, tiny_model
 
-from ponder.engine.torch_decoder import PATTERN, ROUND, Decoder, covers, reach
+from ponder.engine.torch_decoder import PATTERN, ROUND, Decoder, covers
 from ponder.engine.torch_projection import packs
 
 CONTEXT = 2 * ROUND + 40
@@ -51,7 +51,7 @@ def test_prefill_decode_and_going_on_from_a_copy(kind: str) -> None:
     begun = ROUND - 6  # decoding crosses from one block of the cache into the next
     assert worst(decoder.logits(decoder.prefill(ids[:, :begun], [0, 1, 2])), want[:, :begun]) < 3e-6
     for place in range(begun, ids.shape[1]):
-        hidden = decoder.decode(ids[:, place], torch.full((3,), place), reach(place + 1, CONTEXT))
+        hidden = decoder.decode(ids[:, place], torch.full((3,), place), place + 1)
         assert worst(decoder.logits(hidden), want[:, place]) < 3e-6
     decoder.copy(1, [3], 10)
     assert worst(decoder.logits(decoder.prefill(ids[1:2, 10:], [3], 10)), want[1:2, 10:]) < 3e-6
@@ -84,7 +84,7 @@ def test_rows_stand_at_different_positions() -> None:
     for step in range(8):
         places = torch.tensor(starts) + step
         rows = torch.arange(3)
-        hidden = decoder.decode(ids[rows, places], places, reach(58, 64))
+        hidden = decoder.decode(ids[rows, places], places, 58)
         assert worst(decoder.logits(hidden), want[rows, places]) < 5e-6
 
 
@@ -95,16 +95,16 @@ def test_swapped_saved_and_restored_rows_go_on_as_before() -> None:
     decoder = Decoder(model, 4, CONTEXT)
     decoder.prefill(ids[:, :length], [0, 1])
     places = torch.full((2,), length)
-    want = decoder.decode(ids[:, length], places, reach(length + 1, CONTEXT))
+    want = decoder.decode(ids[:, length], places, length + 1)
     decoder.swap(0, 1, length)
-    swapped = decoder.decode(ids[:, length].flip(0), places, reach(length + 1, CONTEXT)).flip(0)
+    swapped = decoder.decode(ids[:, length].flip(0), places, length + 1).flip(0)
     assert torch.equal(swapped, want)
     saved = [decoder.save(row, length) for row in (1, 0)]
     assert saved[0].shape == (2, 2, 2, length, 8)
     decoder.clear()
     for row, held in enumerate(saved):
         decoder.restore(row, held)
-    assert torch.equal(decoder.decode(ids[:, length], places, reach(length + 1, CONTEXT)), want)
+    assert torch.equal(decoder.decode(ids[:, length], places, length + 1), want)
 
 
 def test_weights_live_in_the_model_and_copies_are_renewed() -> None:

@@ -292,9 +292,10 @@ def test_rows_are_used_well() -> None:
     sizes, prefilled = [], []
     step, prefill = bulk._lanes.step, bulk._decoder.prefill
     bulk._steps = lambda rows, reach: (sizes.append(rows), step(rows, reach))[1]  # type: ignore[assignment]
-    bulk._decoder.prefill = lambda ids, rows, start=0: (prefilled.append(tuple(ids.shape)), prefill(ids, rows, start))[
-        1
-    ]  # type: ignore[method-assign]
+    bulk._decoder.prefill = lambda ids, rows, **where: (
+        prefilled.append(tuple(ids.shape)),
+        prefill(ids, rows, **where),
+    )[1]  # type: ignore[method-assign]
     asked = [Job(PROMPTS[0], 5, 4), Job(PROMPTS[4], 2, 7), Job(PROMPTS[2], 1, 3)]
     drawn = bulk.sample(asked)
     assert [[len(one.ids) for one in samples] for samples in drawn] == [[4] * 5, [7] * 2, [3]]
@@ -309,9 +310,10 @@ def test_prompts_of_similar_length_are_computed_together() -> None:
     bulk = sampler(tiny_model(), slots=8)
     prefilled = []
     prefill = bulk._decoder.prefill
-    bulk._decoder.prefill = lambda ids, rows, start=0: (prefilled.append(tuple(ids.shape)), prefill(ids, rows, start))[
-        1
-    ]  # type: ignore[method-assign]
+    bulk._decoder.prefill = lambda ids, rows, **where: (
+        prefilled.append(tuple(ids.shape)),
+        prefill(ids, rows, **where),
+    )[1]  # type: ignore[method-assign]
     bulk.sample([Job(tuple(range(10, 10 + length)), 1, 2) for length in (30, 32, 31, 100, 101)])
     assert sorted(prefilled) == [(2, 100), (3, 31)]
 
@@ -319,8 +321,8 @@ def test_prompts_of_similar_length_are_computed_together() -> None:
 def test_steps_in_buckets_as_captured_ones_are() -> None:
     """Lanes beyond the living compute along, and change nothing; neither does a step while all count as ended."""
     model = tiny_model()
-    want = sampler(model, slots=7).sample(jobs())
-    bulk = sampler(model, slots=7, look=3)
+    want = sampler(model, slots=7, share=False).sample(jobs())
+    bulk = sampler(model, slots=7, look=3, share=False)
     lanes = bulk._lanes
 
     def bucketed(rows: int, reach: int) -> None:

@@ -8,9 +8,8 @@ weights, with no copy and no message. Only where the arithmetic is to be narrowe
 float32 masters), adapters are to be folded in, or weights packed for speed, are copies kept, and `refresh` renews
 them, on a GPU in place, so that a captured CUDA graph goes on reading the same memory.
 
-The cache lies in blocks of `ROUND` positions: keys (layers, blocks, slots, key heads, ROUND, d). Block b of the first
-B rows is then one piece of memory, and a product over it runs at full speed; with a row's positions side by side
-oneDNN copied them first, and attention took longer than all the weights.
+The cache lies in blocks of positions (`torch_cache`). A row holds all its tokens, or only those after a prompt that it
+shares with others (`torch_trunks`).
 
 Covered are the models of one pattern: grouped attention with rotary positions and a gated feed-forward part (Llama,
 SmolLM, Mistral, Qwen2, Qwen3, SmolLM3, Gemma, Gemma 2, Gemma 3). `torch_slow` runs any other, a sequence at a time.
@@ -29,13 +28,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ponder.engine import torch_cache
+from ponder.engine.torch_cache import ROUND, Cache
 from ponder.engine.torch_projection import Projection, packs
+from ponder.engine.torch_trunks import Trunks
+
+__all__ = ["PATTERN", "ROUND", "Decoder", "covers", "fuses", "head_dim"]
 
 PATTERN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text")
 """`model_type` of the configurations whose models this decoder runs."""
-
-ROUND = 128
-"""Positions of a block of the cache; attention looks at whole blocks."""
 
 
 def covers(model: nn.Module) -> bool:
@@ -94,8 +95,9 @@ class Decoder:
     dtype: of the arithmetic and of the cache; None takes that of the model's weights. fold: adds adapters into a copy
     of the weights at each `refresh`, which makes them free while decoding. pack: keeps a copy of the weights as
     oneDNN's product reads them fastest, on processors with bfloat16 arithmetic. fused: decodes with the kernels of
-    `torch_kernels`, which need triton. Raises ValueError for a model that `covers` does not know, where `pack` has no
-    effect, or for heads that the kernels cannot take.
+    `torch_kernels`, which need triton. share: rows hold only what follows their `trunks`; `reserve` then makes the
+    room. Raises ValueError for a model that `covers` does not know, where `pack` has no effect, for heads that the
+    kernels cannot take, or for trunks with kernels.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Decoder:
         fold: bool = False,
         pack: bool = False,
         fused: bool = False,
+        share: bool = False,
     ) -> None:
         if not covers(model):
             raise ValueError(f"no decoder for {type(model).__name__}")
@@ -128,9 +131,8 @@ class Decoder:
         self.head_dim = head_dim(model)
         self.key_heads: int = config.num_key_value_heads
         self.groups: int = config.num_attention_heads // self.key_heads
-        shape = (len(self._layers), -(-context // ROUND), slots, self.key_heads, ROUND, self.head_dim)
-        self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self._make_room(0 if share else context, ROUND)
+        self.trunks = Trunks(self.keys) if share else None
         self._softcap = getattr(self.config, "attn_logit_softcapping", None)
         self._final_softcap = getattr(self.config, "final_logit_softcapping", None)
         self._tables = self._rotary_tables()
@@ -138,6 +140,8 @@ class Decoder:
         self._still = (torch.ones_like(cos), torch.zeros_like(sin))  # for layers without rotary positions
         if fused and not fuses(self.head_dim):
             raise ValueError(f"the kernels take heads of a power of two, at least 16, not {self.head_dim}")
+        if fused and share:
+            raise ValueError("the kernels take rows that hold all their tokens")
         self.fused = fused
 
     @property
@@ -160,6 +164,25 @@ class Decoder:
         """Empties the cache: what is no number in it would spoil every later row, whatever its weight."""
         self.keys.zero_()
         self.values.zero_()
+        if self.trunks is not None:
+            self.trunks.clear()
+
+    def reserve(self, trunk: int, length: int) -> None:
+        """Room for trunks of at most `trunk` tokens, and for `length` of its own in each row; what was there may go.
+
+        Where rows hold all their tokens, there is room already.
+        """
+        if self.trunks is not None:
+            self.trunks.reserve(trunk)
+            size = torch_cache.block_size(length, 4)
+            if size != self.keys.shape[-2] or length > self.keys.shape[1] * size:
+                self._make_room(length, size)
+
+    def _make_room(self, length: int, size: int) -> None:
+        """A cache of `length` positions a row, in blocks of `size`."""
+        shape = (len(self._layers), -(-length // size), self.slots, self.key_heads, size, self.head_dim)
+        self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def refresh(self) -> None:
         """Renews what is a copy of the model's weights. Needed after a step only where dtype or fold make copies."""
@@ -210,12 +233,15 @@ class Decoder:
     # ------------------------------------------------------------ what runs
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, rows: Sequence[int], start: int = 0) -> Tensor:
+    def prefill(self, ids: Tensor, rows: Sequence[int], start: int = 0, into: Cache | None = None) -> Tensor:
         """Hidden states (P, T, width) of `ids` (P, T), computed into the cache at `rows` from position `start` on.
+
+        The cache is that of the rows, or `into`, whose sequences `rows` then counts.
 
         Shorter prompts are padded at the end: what padding leaves in the cache lies beyond their last token, and is
         written over before anything looks at it. More than one row only with `start` 0.
         """
+        cache: Cache = into or self
         prompts, length = ids.shape
         places = torch.arange(start, start + length, device=self.device)
         x = self._embedded(ids)
@@ -225,9 +251,9 @@ class Decoder:
         causal = seen <= places[:, None]
         for number, layer in enumerate(self._layers):
             q, k, v = (part.transpose(1, 2) for part in self._heads(layer, x, turns))
-            self._store(number, chosen, k, v, start)
+            torch_cache.write(cache, number, chosen, k, v, start)
             if start:
-                k, v = (self._row(cache, number, rows[0], start + length) for cache in (self.keys, self.values))
+                k, v = torch_cache.sequence(cache, number, rows[0], start + length)
             mask = causal if layer.window is None else causal & (seen > places[:, None] - layer.window)
             mixed = self._attend(layer, q, _spread(k, self.groups), _spread(v, self.groups), mask)
             x = self._rest(layer, x, mixed.transpose(1, 2).reshape(prompts, length, -1))
@@ -237,14 +263,14 @@ class Decoder:
     def decode(self, ids: Tensor, positions: Tensor, reach: int) -> Tensor:
         """Hidden states (B, width) after token `ids[i]` (B,) at `positions[i]` (B,) of row i.
 
-        `reach` bounds the positions looked at: more than the largest of `positions`.
+        `reach` bounds the positions looked at: more than the largest of `positions`, each counted from the end of
+        the row's trunk where there are trunks.
         """
         if self.fused:
             return self._decode_fused(ids, positions, reach)
         x = self._embedded(ids)
         turns = {kind: (cos[positions][:, None], sin[positions][:, None]) for kind, (cos, sin) in self._tables.items()}
-        seen = torch.arange(-(-reach // ROUND) * ROUND, device=self.device)
-        places = self._places(positions)
+        places, seen = self._places(positions), self._seen(len(ids), reach)
         biases = {window: self._bias(seen, positions, window) for window in {layer.window for layer in self._layers}}
         for number, layer in enumerate(self._layers):
             q, k, v = self._heads(layer, x, turns)
@@ -286,53 +312,38 @@ class Decoder:
 
     def copy(self, source: int, targets: Sequence[int], length: int) -> None:
         """Gives rows `targets` the first `length` tokens of row `source`."""
-        if targets and length:
-            chosen, blocks = torch.as_tensor(list(targets), device=self.device), -(-length // ROUND)
-            for cache in (self.keys, self.values):
-                cache[:, :blocks, chosen] = cache[:, :blocks, source : source + 1]
+        torch_cache.copy(self, source, targets, length)
 
     def swap(self, one: int, other: int, length: int) -> None:
         """Exchanges the first `length` tokens of two rows."""
-        blocks = -(-length // ROUND)
-        for cache in (self.keys, self.values):
-            held = cache[:, :blocks, one].clone()
-            cache[:, :blocks, one] = cache[:, :blocks, other]
-            cache[:, :blocks, other] = held
+        torch_cache.swap(self, one, other, length)
 
     def save(self, row: int, length: int) -> Tensor:
         """Keys and values (2, layers, key heads, length, d) of the first `length` tokens of a row, as a copy."""
-        layers, blocks = len(self._layers), -(-length // ROUND)
-        held = torch.stack([cache[:, :blocks, row] for cache in (self.keys, self.values)])
-        return held.transpose(2, 3).reshape(2, layers, self.key_heads, -1, self.head_dim)[..., :length, :].clone()
+        return torch_cache.save(self, row, length)
 
     def restore(self, row: int, saved: Tensor) -> None:
         """Puts back what `save` gave."""
-        for begin in range(0, saved.shape[3], ROUND):
-            part = saved[..., begin : begin + ROUND, :]
-            for cache, held in zip((self.keys, self.values), part, strict=True):
-                cache[:, begin // ROUND, row, :, : part.shape[3]] = held
-
-    def _store(self, number: int, rows: Tensor, k: Tensor, v: Tensor, start: int) -> None:
-        """Writes keys and values (P, key heads, T, d) into the blocks of `rows` from position `start` on."""
-        end = start + k.shape[2]
-        for block in range(start // ROUND, -(-end // ROUND)):
-            first, last = max(start, block * ROUND), min(end, (block + 1) * ROUND)
-            for cache, new in ((self.keys, k), (self.values, v)):
-                cache[number, block, rows, :, first - block * ROUND : last - block * ROUND] = new[
-                    :, :, first - start : last - start
-                ]
+        torch_cache.restore(self, row, saved)
 
     def _places(self, positions: Tensor) -> Tensor:
         """Where row i's position lies among the vectors of a layer's cache, one for each key head, (B * key heads,)."""
-        rows = torch.arange(len(positions), device=self.device)
-        blocks = (positions // ROUND * self.slots + rows)[:, None] * self.key_heads
+        rows, size = torch.arange(len(positions), device=self.device), self.keys.shape[-2]
+        if self.trunks is not None:
+            positions = positions - self.trunks.begins
+        blocks = (positions // size * self.slots + rows)[:, None] * self.key_heads
         heads = blocks + torch.arange(self.key_heads, device=self.device)
-        return (heads * ROUND + positions[:, None] % ROUND).view(-1)
+        return (heads * size + positions[:, None] % size).view(-1)
 
-    def _row(self, cache: Tensor, number: int, row: int, length: int) -> Tensor:
-        """The first `length` positions of a row (1, key heads, length, d)."""
-        held = cache[number, : -(-length // ROUND), row].transpose(0, 1)
-        return held.reshape(1, self.key_heads, -1, self.head_dim)[:, :, :length]
+    def _seen(self, rows: int, reach: int) -> Tensor:
+        """Positions (B or 1, columns) that the columns of scores stand for; `context` where there is no token."""
+        size = self.keys.shape[-2]
+        own = torch.arange(-(-reach // size) * size, device=self.device)[None]
+        if self.trunks is None:
+            return own
+        begins = self.trunks.begins[:, None]
+        before = torch.arange(self.trunks.reach, device=self.device).expand(rows, -1)
+        return torch.cat((before.masked_fill(before >= begins, self.context), own + begins), dim=-1)
 
     # ------------------------------------------------------------ parts of a layer
 
@@ -361,7 +372,7 @@ class Decoder:
         return torch.cat((layer.norm_query(q), layer.norm_key(k), v), dim=-2)
 
     def _bias(self, seen: Tensor, positions: Tensor, window: int | None) -> Tensor:
-        """What is added to the scores of row i at the positions `seen`: 0 or minus infinity, (B, 1, 1, reach)."""
+        """What is added to the scores of row i at the positions `seen`: 0 or minus infinity, (B, 1, 1, columns)."""
         hidden = seen > positions[:, None]
         if window is not None:
             hidden |= seen <= positions[:, None] - window
@@ -371,20 +382,21 @@ class Decoder:
 
     def _attend_cache(self, number: int, layer: _Layer, q: Tensor, bias: Tensor) -> Tensor:
         """Attention (B, heads * d) of queries (B, heads, d) over the cache: a product a block, one softmax."""
-        rows, blocks = len(q), bias.shape[-1] // ROUND
-        grouped = q.reshape(rows * self.key_heads, self.groups, self.head_dim)
-        keys, values = (
-            [cache[number, block, :rows].view(-1, ROUND, self.head_dim) for block in range(blocks)]
-            for cache in (self.keys, self.values)
-        )
-        scores = torch.cat([torch.bmm(grouped, block.transpose(1, 2)) for block in keys], dim=-1)
-        scores = scores.view(rows, self.key_heads, self.groups, -1).mul_(layer.attention.scaling)
+        rows, trunks = len(q), self.trunks
+        before = 0 if trunks is None else trunks.reach
+        count = (bias.shape[-1] - before) // self.keys.shape[-2]
+        keys, values = (torch_cache.blocks(held, number, rows, count) for held in (self.keys, self.values))
+        grouped = q.reshape(rows * self.key_heads, self.groups, self.head_dim) * layer.attention.scaling
+        scores = torch_cache.scores(grouped, keys)
+        if trunks is not None and before:
+            scores = torch.cat((trunks.scores(number, grouped), scores), dim=-1)
+        scores = scores.view(rows, self.key_heads, self.groups, -1)
         if self._softcap is not None:
             scores = scores.div_(self._softcap).tanh_().mul_(self._softcap)
-        weights = scores.add_(bias).softmax(-1).view(rows * self.key_heads, self.groups, blocks, ROUND)
-        mixed = torch.bmm(weights[:, :, 0], values[0])
-        for block in range(1, blocks):
-            mixed = torch.baddbmm(mixed, weights[:, :, block], values[block])
+        weights = scores.add_(bias).softmax(-1).view(rows * self.key_heads, self.groups, -1)
+        mixed = torch_cache.mix(weights[..., before:], values)
+        if trunks is not None and before:
+            mixed += trunks.mixed(number, weights[..., :before])
         return mixed.view(rows, -1)
 
     def _attend(self, layer: _Layer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -441,8 +453,3 @@ def _inner(model: Any) -> Any:
 
 def _head(model: Any) -> Any:
     return _unwrapped(model).lm_head
-
-
-def reach(longest: int, context: int) -> int:
-    """Positions that attention looks at where the longest row holds `longest` tokens."""
-    return min(context, -(-longest // ROUND) * ROUND)

@@ -1,8 +1,8 @@
 """Many samples of many prompts at once, straight from a model in training: what rollouts are made of.
 
-Continuous batching over a fixed number of rows: a prompt is computed once and copied to its samples, a row whose
-sample ended gets the next one, and at the tail the living rows move together, so that a step computes only what
-lives. All but the last token of a prompt is computed beforehand; that one is a step like any other.
+Continuous batching over a fixed number of rows: a prompt is computed once for all of its samples (`torch_prompts`), a
+row whose sample ended gets the next one, and at the tail the living rows move together, so that a step computes only
+what lives. All but the last token of a prompt is computed beforehand; that one is a step like any other.
 
 Sources: Yu et al., Orca: A Distributed Serving System for Transformer-Based Generative Models (2022), section 3, for
 scheduling by step; Muennighoff et al., s1 (2025), section 3, for the closing that is written when thinking is spent.
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ponder.engine.torch_decoder import Decoder, fuses, head_dim, reach
+from ponder.engine.torch_decoder import Decoder, fuses, head_dim
 from ponder.engine.torch_draw import Filters, key
 from ponder.engine.torch_lanes import BROKEN, LIVE, Drawn, Lanes, Start, Thinking
 from ponder.engine.torch_projection import packs
+from ponder.engine.torch_prompts import Copied, Prompts, Shared
 from ponder.errors import BudgetTooSmall, ContextOverflow, EngineError, InputError
 
 __all__ = ["Drawn", "Job", "Sampler", "Thinking"]
@@ -52,7 +53,7 @@ class Job:
 
 @dataclass
 class _Living:
-    """A sample in a lane; `length` bounds the tokens that its row holds."""
+    """A sample in a lane; `length` bounds the tokens that its row holds, `last` what that can become."""
 
     job: int
     sample: int
@@ -66,7 +67,9 @@ class Sampler:
     end_ids: tokens that end a sample. pieces: the bytes of each token id. dtype: of the arithmetic and the cache, None
     for that of the weights. stop: texts that end a sample with the token that completes them. thinking: how thinking
     ends; None where samples do not think. fold: adds adapters into a copy of the weights. look: steps between two
-    looks of the host. `tokens`, `steps` and `seconds` count what was drawn, over all runs.
+    looks of the host. share: a prompt lies in memory once for all of its samples, and is not copied to each; None
+    does so on processors, where a step is no CUDA graph. `tokens`, `steps` and `seconds` count what was drawn, over
+    all runs.
 
     Samples come from the model's weights as they are when `run` begins. Where copies of them are kept (dtype, fold,
     packed for the processor), a change through torch is noticed; after one behind its back (`.data`), call `refresh`.
@@ -89,8 +92,12 @@ class Sampler:
         stop: tuple[str, ...] = (),
         fold: bool = False,
         look: int | None = None,
+        share: bool | None = None,
     ) -> None:
         weight = next(model.parameters())
+        graphs = weight.device.type == "cuda"
+        if graphs and share:
+            raise ValueError("a captured step takes rows that hold their whole prompts")
         self._decoder = Decoder(
             model,
             slots,
@@ -98,7 +105,8 @@ class Sampler:
             dtype=dtype,
             fold=fold,
             pack=packs(weight.device, dtype or weight.dtype),
-            fused=weight.device.type == "cuda" and _kernels_here(model),
+            fused=graphs and _kernels_here(model),
+            share=not graphs if share is None else share,
         )
         self._lanes = Lanes(
             self._decoder,
@@ -113,7 +121,7 @@ class Sampler:
         self._look = look or LOOK.get(self._decoder.device.type, 1)
         self._prefill_tokens = PREFILL.get(self._decoder.device.type, 2048)
         self._steps: Callable[[int, int], None] = self._lanes.step
-        if self._decoder.device.type == "cuda":
+        if graphs:
             from ponder.engine.torch_graphs import Graphs
 
             self._steps = Graphs(self._lanes)
@@ -182,17 +190,23 @@ def _kernels_here(model: nn.Module) -> bool:
 
 
 class _Run:
-    """One call of `Sampler.run`: who waits, who lives in which row, and whose prompt each row holds."""
+    """One call of `Sampler.run`: who waits, and who lives in which row."""
 
     def __init__(self, sampler: Sampler, jobs: Sequence[Job], caps: Sequence[int | None]) -> None:
         self.sampler, self.jobs, self.caps = sampler, jobs, caps
         self.decoder, self.lanes = sampler._decoder, sampler._lanes
         self.waiting = deque((job, sample) for job, asked in enumerate(jobs) for sample in range(asked.n))
         self.living: list[_Living] = []
-        self.held: list[int | None] = [None] * self.decoder.slots
+        prompts = [job.prompt[:-1] for job in jobs]
+        kind = Copied if self.decoder.trunks is None else Shared
+        self.prompts: Prompts = kind(self.decoder, prompts, sampler._prefill_tokens)
 
     def results(self) -> Iterator[tuple[int, int, Drawn]]:
         self.lanes.clear()
+        self.decoder.reserve(
+            max((len(job.prompt) - 1 for job in self.jobs), default=0),
+            max((job.max_tokens for job in self.jobs), default=0) + 1,
+        )
         began = time.perf_counter()
         self._fill([])
         while self.living:
@@ -211,7 +225,7 @@ class _Run:
         count = min(self.sampler._look, max(one.last - one.length for one in self.living))
         longest = max(min(one.last, one.length + count) for one in self.living)
         for _ in range(count):
-            self.sampler._steps(len(self.living), reach(longest, self.decoder.context))
+            self.sampler._steps(len(self.living), longest)
         self.sampler.steps += count
         for one in self.living:
             one.length = min(one.last, one.length + count)
@@ -226,12 +240,15 @@ class _Run:
 
     def _fill(self, free: list[int]) -> None:
         """Starts waiting samples in free and new rows; where none waits, the last rows move into the holes."""
+        self.prompts.leave(free)
         rows = [*free, *range(len(self.living), self.decoder.slots)][: len(self.waiting)]
         if rows:
             self._start(rows, [self.waiting.popleft() for _ in rows])
         holes = free[len(rows) :]
         if holes:
             self._close_up(holes)
+        if rows or holes:
+            self.prompts.settle(len(self.living))
 
     def _close_up(self, holes: list[int]) -> None:
         size = len(self.living) - len(holes)
@@ -239,70 +256,20 @@ class _Run:
         sources = [row for row in range(size, len(self.living)) if row not in set(holes)]
         for source, target in zip(sources, targets, strict=True):
             self.decoder.copy(source, [target], self.living[source].length)
-            self.living[target], self.held[target] = self.living[source], self.held[source]
+            self.prompts.move(source, target)
+            self.living[target] = self.living[source]
         if sources:
             self.lanes.move(sources, targets)
         del self.living[size:]
 
-    # ------------------------------------------------------------ starting samples
-
     def _start(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> None:
+        rows = self.prompts.enter(rows, [job for job, _ in samples])
         starts = []
-        for row, (job, sample) in zip(self._seats(rows, samples), samples, strict=True):
-            asked = self.jobs[job]
-            before = len(asked.prompt) - 1
+        for row, (job, sample) in zip(rows, samples, strict=True):
+            asked, before = self.jobs[job], self.prompts.before(job)
             new = _Living(job, sample, before, before + asked.max_tokens)
             self.living += [new] * (row + 1 - len(self.living))
             self.living[row] = new
-            starts.append(
-                (row, Start(asked.prompt[-1], before, asked.max_tokens, key(asked.seed, sample), self.caps[job]))
-            )
-        self._prompts(rows)
-        self.lanes.start([row for row, _ in starts], [start for _, start in starts])
-
-    def _seats(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> list[int]:
-        """A row for each sample: one that holds its prompt already, where there is one."""
-        holding: dict[int | None, list[int]] = {}
-        for row in reversed(rows):
-            holding.setdefault(self.held[row], []).append(row)
-        seats = [holding[job].pop() if holding.get(job) else None for job, _ in samples]
-        rest = iter(sorted(row for left in holding.values() for row in left))
-        return [next(rest) if seat is None else seat for seat in seats]
-
-    def _prompts(self, rows: Sequence[int]) -> None:
-        """Sees to it that each of the rows holds its sample's prompt, computed once or copied."""
-        lacking: dict[int, list[int]] = {}
-        for row in rows:
-            if self.held[row] != self.living[row].job:
-                lacking.setdefault(self.living[row].job, []).append(row)
-                self.held[row] = None
-        missing = [job for job in lacking if job not in self.held]
-        for batch in self._batches(missing):
-            self._prefill(batch, [lacking[job].pop(0) for job in batch])
-        for job, targets in lacking.items():
-            if targets:
-                self.decoder.copy(self.held.index(job), targets, len(self.jobs[job].prompt) - 1)
-                for row in targets:
-                    self.held[row] = job
-
-    def _batches(self, jobs: Sequence[int]) -> Iterator[list[int]]:
-        """Jobs whose prompts are computed together: of similar lengths, and not too many."""
-        batch: list[int] = []
-        for job in sorted(jobs, key=lambda number: len(self.jobs[number].prompt)):
-            length = len(self.jobs[job].prompt)
-            crowded = (len(batch) + 1) * length > self.sampler._prefill_tokens
-            if batch and (crowded or length > 1.25 * len(self.jobs[batch[0]].prompt) + 8):
-                yield batch
-                batch = []
-            batch.append(job)
-        if batch:
-            yield batch
-
-    def _prefill(self, jobs: Sequence[int], rows: Sequence[int]) -> None:
-        prompts = [self.jobs[job].prompt[:-1] for job in jobs]
-        longest = max(len(prompt) for prompt in prompts)
-        if longest:
-            padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
-            self.decoder.prefill(torch.tensor(padded, device=self.decoder.device), rows)
-        for row, job in zip(rows, jobs, strict=True):
-            self.held[row] = job
+            drawing = key(asked.seed, sample)
+            starts.append(Start(asked.prompt[-1], len(asked.prompt) - 1, asked.max_tokens, drawing, self.caps[job]))
+        self.lanes.start(rows, starts)

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from ponder.server.failures import limited, overloaded
+from ponder.server.failures import Refusal, limited, overloaded
 
 MEMORY = 0.1
 """Weight of the newest request in the mean of seconds."""
@@ -51,13 +51,14 @@ class Admission:
         self._closed = False
 
     @asynccontextmanager
-    async def place(self, key: str) -> AsyncIterator[float]:
+    async def place(self, key: str, gone: asyncio.Event | None = None) -> AsyncIterator[float]:
         """A place among the running; gives the seconds that were waited.
 
-        Raises Refusal: 503 where the queue is full or the server drains, 429 where the key has its share already.
+        Raises Refusal: 503 where the queue is full or the server drains, 429 where the key has its share already, 499
+        once `gone` is set before its turn.
         """
         began = time.monotonic()
-        await self._enter(key)
+        await self._enter(key, gone)
         entered = time.monotonic()
         try:
             yield entered - began
@@ -74,13 +75,20 @@ class Admission:
                     future.set_exception(self._draining())
 
     @property
+    def closed(self) -> bool:
+        """Whether nobody is let in any more."""
+        return self._closed
+
+    @property
     def retry_after(self) -> float:
         """Seconds after which a place is to be expected."""
         return max(1.0, math.ceil((self.waiting + 1) / self.limit * self._seconds))
 
-    async def _enter(self, key: str) -> None:
+    async def _enter(self, key: str, gone: asyncio.Event | None) -> None:
         if self._closed:
             raise self._draining()
+        if gone is not None and gone.is_set():
+            raise _left()
         mine = self._keys.setdefault(key, _Key())
         if self.of_key is not None and mine.running + len(mine.waiting) >= self.of_key:
             raise limited(f"this key has {self.of_key} requests at work or waiting", self.retry_after, "concurrency")
@@ -93,16 +101,22 @@ class Admission:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         mine.waiting.append(future)
         self.waiting += 1
+        leaving = asyncio.create_task(_cancel_once(gone, future)) if gone is not None else None
         try:
             await future
-        except BaseException:
+        except BaseException as error:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._leave(key)  # the place was given, and nobody is there to take it
             elif future in mine.waiting:
                 mine.waiting.remove(future)
                 self.waiting -= 1
                 self._forget(key)
+            if isinstance(error, asyncio.CancelledError) and gone is not None and gone.is_set():
+                raise _left() from None
             raise
+        finally:
+            if leaving is not None:
+                leaving.cancel()
 
     def _let_in(self, mine: _Key) -> None:
         mine.running += 1
@@ -129,3 +143,12 @@ class Admission:
 
     def _draining(self) -> Exception:
         return overloaded("the server is shutting down", 1.0)
+
+
+async def _cancel_once(gone: asyncio.Event, future: asyncio.Future[None]) -> None:
+    await gone.wait()
+    future.cancel()
+
+
+def _left() -> Refusal:
+    return Refusal(499, "invalid_request_error", "the client left before its turn")

@@ -18,7 +18,10 @@ Reason = Literal["stop", "length", "tool_calls", "refusal", "cancelled"]
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the answer with its log-probability, and the likeliest ones at its place."""
+    """A token of the answer with its log-probability, and the likeliest ones at its place.
+
+    logprob: NaN where there is none, as for the first token of a prompt.
+    """
 
     text: str
     logprob: float
@@ -29,20 +32,23 @@ class Token:
 @dataclass(frozen=True)
 class Begun:
     """The model that answers. hard: whether the budget for thinking is enforced ("hard"), passed on as a wish
-    ("hint"), or not there ("none")."""
+    ("hint"), or not there ("none"). prompt_tokens: what `Request.echo` asks for."""
 
     model: str
     backend: str = ""
     hard: Literal["hard", "hint", "none"] = "none"
+    prompt_tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reasoning:
-    """More thinking. `signature`: what an upstream signed it with; it comes with or after the last text of a block."""
+    """More thinking. `signature`: what an upstream signed it with; it comes with or after the last text of a block.
+    `redacted`: what an upstream gave in place of thinking that it hides, a block by itself."""
 
     text: str
     choice: int = 0
     signature: str = ""
+    redacted: str = ""
 
 
 @dataclass(frozen=True)

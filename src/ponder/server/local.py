@@ -7,7 +7,7 @@ sample, with a line for each new best answer, and its content the answer that wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +25,9 @@ from ponder.errors import (
 )
 from ponder.protocols import Strategy
 from ponder.server.backend import Served
-from ponder.server.events import Begun, Call, Content, Ended, Progress, Reason, Reasoning, ReplyEvent, Usage
+from ponder.server.events import Begun, Call, Content, Ended, Progress, Reason, Reasoning, ReplyEvent, Token, Usage
 from ponder.server.failures import Refusal, invalid
+from ponder.server.plain import Pieces, Plain, answer_tokens
 from ponder.server.request import EFFORT_TOKENS, Request, Sampling
 from ponder.server.stopping import Stopper
 from ponder.solving import stream
@@ -80,6 +81,7 @@ class Local:
         info = model.engine.info
         self.name = name or str(info.metadata.get("ponder.name", model.name))
         self.model, self.policy, self.tokens = model, policy, tokens
+        self._pieces = Pieces(model.engine)
         details = {"parameters": info.parameters, "engine": model.engine.uri.partition(":")[0]}
         price = model.price
         self._served = Served(
@@ -112,22 +114,56 @@ class Local:
         """See `backend.Backend`."""
         with refusing():
             plan = self._plan(request)
-            model = replace(self._model(request), stop=stop)
+            model = replace(self._model(request), stop=asyncio.Event())
+        passing = asyncio.create_task(_pass_on(stop, model.stop))  # type: ignore[arg-type]
+        work = self._plainly if _is_plain(request, plan) else self._by_strategy
+        try:
+            async with aclosing(work(request, plan, model)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            passing.cancel()
+
+    async def _plainly(self, request: Request, plan: Plan, model: Model) -> AsyncGenerator[ReplyEvent, None]:
+        """Samples of a prompt as it stands, token by token."""
+        with refusing():
+            ids = request.raw_ids or await self._prompt(request, model)
+            plain = Plain(model, request, ids, self._pieces)
+        try:
+            async with aclosing(plain.events(Begun(self.name, "local", "none"))) as events:
+                async for event in events:
+                    yield event
+        except PonderError as error:
+            yield plain.usage()
+            raise refusal(error) from error
+
+    async def _prompt(self, request: Request, model: Model) -> Sequence[int]:
+        if request.raw is not None:
+            return await model.engine.tokenize(request.raw)
+        return (await model.prompt(request.question.messages, False, _without_tools(request).tools)).ids
+
+    async def _by_strategy(self, request: Request, plan: Plan, model: Model) -> AsyncGenerator[ReplyEvent, None]:
         yield Begun(self.name, "local", "hard" if request.budget.thinking is not None or plan.think else "none")
         told = _Several(request) if plan.several else _Single(request)
         try:
             async with aclosing(self._events(request, plan, model)) as events:
                 async for event in events:
-                    for said in told.tell(event):
+                    for said in told.tell(event, await self._tokens(request, event)):
                         yield said
-                    if told.over:
-                        stop.set()
+                    if told.over and model.stop is not None:
+                        model.stop.set()
         except PonderError as error:
             yield told.usage()
             raise refusal(error) from error
         for said in told.end():
             yield said
         yield told.usage()
+
+    async def _tokens(self, request: Request, event: Event) -> tuple[Token, ...]:
+        """The tokens of the answer of a sample that has ended, where they were asked for."""
+        if request.sampling.logprobs is None or not isinstance(event, SampleFinished):
+            return ()
+        return await answer_tokens(self._pieces, event.sample)
 
     # ------------------------------------------------------------ what a request comes to
 
@@ -137,6 +173,12 @@ class Local:
         if several and request.question.tools and request.tool_choice.mode != "none":
             raise invalid(
                 "a strategy over several samples calls no tools", "leave out the strategy, or the tools", "tools"
+            )
+        if request.sampling.logprobs and not _is_direct(request, strategy):
+            raise invalid(
+                "the likeliest tokens cannot be told beside thinking",
+                "leave out top_logprobs, or think",
+                "top_logprobs",
             )
         if request.n > 1 and strategy not in (_DIRECT, _THINKING):
             raise invalid(f"n={request.n} with a strategy of its own", "ask for one choice", "n")
@@ -217,6 +259,22 @@ _PLAIN = {"direct": _DIRECT, "chain_of_thought": _THINKING}
 """One sample after the other, of which n share a prefill."""
 
 
+def _is_direct(request: Request, strategy: Strategy) -> bool:
+    return strategy is _DIRECT or (request.raw is not None and not request.strategy) or bool(request.raw_ids)
+
+
+def _is_plain(request: Request, plan: Plan) -> bool:
+    """Whether a prompt is to be continued as it stands, or the tokens of an answer without thinking are wanted."""
+    if request.raw_ids or (request.raw is not None and not request.strategy and not request.think):
+        return True
+    return request.sampling.logprobs is not None and plan.strategy is _DIRECT and not request.question.tools
+
+
+async def _pass_on(outer: asyncio.Event, own: asyncio.Event) -> None:
+    await outer.wait()
+    own.set()
+
+
 class _Single:
     """Tells choices that are samples, each as it comes."""
 
@@ -227,11 +285,12 @@ class _Single:
         self._stoppers = {index: Stopper(request.sampling.stop) for index in range(request.n)}
         self._calls: dict[int, int] = {}
         self._ended: set[int] = set()
+        self._held: dict[int, str] | None = None if request.sampling.logprobs is None else {}
         self.cost, self.visible = Cost(), 0
         self.trace: Trace | None = None
 
-    def tell(self, event: Event) -> list[ReplyEvent]:
-        """What a client hears of an event."""
+    def tell(self, event: Event, tokens: tuple[Token, ...] = ()) -> list[ReplyEvent]:
+        """What a client hears of an event. tokens: of the answer, where log-probabilities are wanted and it ended."""
         if isinstance(event, ThinkingDelta):
             return [] if event.sample in self._ended else [Reasoning(event.text, event.sample)]
         if isinstance(event, AnswerDelta):
@@ -243,7 +302,7 @@ class _Single:
                 return []
             return [Call(event.call.arguments, number, event.call.id, event.call.name, event.sample)]
         if isinstance(event, SampleFinished):
-            return self._finished(event)
+            return self._finished(event, tokens)
         if isinstance(event, Done):
             self.trace = event.trace
         return []
@@ -253,18 +312,23 @@ class _Single:
             return []
         stopper = self._stoppers[choice]
         shown = stopper.feed(text)
+        if self._held is not None:  # with its tokens, once it has ended
+            self._held[choice] = self._held.get(choice, "") + shown
+            return []
         said: list[ReplyEvent] = [Content(shown, choice)] if shown else []
         return [*said, *self._end(choice, "stop", stopper.met)] if stopper.met else said
 
-    def _finished(self, event: SampleFinished) -> list[ReplyEvent]:
+    def _finished(self, event: SampleFinished, tokens: tuple[Token, ...]) -> list[ReplyEvent]:
         self.cost += event.cost
         self.visible += event.cost.answer
         choice = event.sample.index
         if choice in self._ended:
             return []
-        rest = self._stoppers[choice].rest()
-        said: list[ReplyEvent] = [Content(rest, choice)] if rest else []
-        return [*said, *self._end(choice, _reason(event.sample, bool(self._calls.get(choice))))]
+        stopper = self._stoppers[choice]
+        text = stopper.rest() if self._held is None else self._held.get(choice, "") + stopper.rest()
+        said: list[ReplyEvent] = [Content(text, choice, tokens)] if text or tokens else []
+        reason = "stop" if stopper.met else _reason(event.sample, bool(self._calls.get(choice)))
+        return [*said, *self._end(choice, reason, stopper.met)]
 
     def _end(self, choice: int, reason: Reason, met: str | None = None) -> list[ReplyEvent]:
         self._ended.add(choice)
@@ -299,7 +363,7 @@ class _Several(_Single):
         self._best: BestAnswer | None = None
         self._answers: dict[int, int] = {}
 
-    def tell(self, event: Event) -> list[ReplyEvent]:
+    def tell(self, event: Event, tokens: tuple[Token, ...] = ()) -> list[ReplyEvent]:
         """Reasoning of the first sample, a line for each best answer, and the progress of all."""
         said: list[ReplyEvent] = [] if isinstance(event, Done) else [Progress(event)]
         if isinstance(event, ThinkingDelta):

@@ -79,15 +79,31 @@ class PromptVersion:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What of a reply the client wants to see. Dialects alone read it: it changes nothing of what is generated.
+
+    choices: so many of the likeliest choices, 0 for all. usage: with the last chunk of a stream.
+    """
+
+    choices: int = 0
+    reasoning: bool = True
+    logprobs: bool = True
+    usage: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """One question to be answered `n` times. `id` is unique.
 
     model: as the client named it, without a suffix. strategy: an expression such as "vote(8)", "auto" for the router's
     choice, "" for the model's default. effort: as asked, "" where it was not. budget: its bounds; `thinking` is the
-    budget for thinking, `tokens` the most that a choice may be (max_completion_tokens). max_thinking_asked says whether
-    the client bounded thinking itself. think: False switches it off, None leaves it to the model. deadline: seconds
-    from now by which the best answer so far is wanted. raw: the text of a completion, in place of messages.
-    store: whether the client wants the reply kept. user: as the client names whom it asks for. metadata: the client's.
+    budget for thinking, `tokens` the most that a choice may be (max_completion_tokens). think: False switches it off,
+    True is the wish for it, None leaves it to the model. deadline: seconds from now by which the best answer so far is
+    wanted. raw: the text of a completion, in place of messages; raw_ids: its token ids, in place of the text. echo: the
+    tokens of the prompt are wanted, too (`Begun.prompt_tokens`), with their log-probabilities where
+    `sampling.logprobs` asks for any. store: whether the client wants the reply kept. prompt: version 0 is the one that
+    the label names, or the newest. variables: what fills the prompt's blanks. user: as the client names whom it asks
+    for. metadata: the client's.
     """
 
     id: str
@@ -103,9 +119,13 @@ class Request:
     tool_choice: ToolChoice = ToolChoice()
     shape: Shape = Shape()
     raw: str | None = None
+    raw_ids: tuple[int, ...] = ()
+    echo: bool = False
     stream: bool = False
     store: bool = False
     prompt: PromptVersion | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    shown: Shown = Shown()
     caller: Caller = Caller()
     user: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)

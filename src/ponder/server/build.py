@@ -1,0 +1,159 @@
+"""The server put together from its settings, and run until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ponder import paths
+from ponder.chat.model import model_of
+from ponder.engine import open_engine
+from ponder.errors import InputError, PonderError
+from ponder.ops.keys import Keys
+from ponder.ops.ledger import Ledger
+from ponder.ops.log import Log
+from ponder.ops.metrics import Metrics
+from ponder.ops.prices import Prices
+from ponder.ops.store import Store
+from ponder.server import openai_failures
+from ponder.server.admission import Admission
+from ponder.server.app import App, Open
+from ponder.server.backend import Backend
+from ponder.server.books import LedgerBooks
+from ponder.server.desk import Desk
+from ponder.server.doors import Keyed
+from ponder.server.endpoints import Endpoints
+from ponder.server.local import Local
+from ponder.server.openai_wire import Wire
+from ponder.server.signatures import Signer
+from ponder.server.start import check_bind, run
+from ponder.server.traces import Traces
+from ponder.server.watching import Telling
+from ponder.strategies.policy import Policy, load
+
+FIELDS = ("reasoning_content", "reasoning", "both")
+RECOVER = 60.0
+"""Seconds between two looks for reservations of processes that have died."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `ponder serve` was told. keys: None asks for them where there are any."""
+
+    models: tuple[str, ...] = ("ponder-135m",)
+    adapters: tuple[str, ...] = ()
+    policy: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8333
+    keys: bool | None = None
+    running: int = 64
+    waiting: int = 256
+    drain: float = 30.0
+    store: bool = True
+    reasoning_field: str = "reasoning_content"
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.reasoning_field not in FIELDS:
+            raise InputError(f"{self.reasoning_field!r} is no field for thinking", f"choose one of {', '.join(FIELDS)}")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A server that is ready to be run."""
+
+    app: App
+    desk: Desk
+    drain: float
+
+    def on_signal(self, hurry: bool) -> None:
+        """Lets nobody in any more; ends the work at once, or when its time is up."""
+        self.desk.drain(0.0 if hurry else self.drain)
+
+
+@contextlib.asynccontextmanager
+async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> AsyncIterator[Built]:
+    """Everything opened, and closed in the end. `backends` stand beside the models of the settings."""
+    async with contextlib.AsyncExitStack() as stack:
+        keys = stack.enter_context(Keys.open())
+        asks = keys.any() if settings.keys is None else settings.keys
+        check_bind(settings.host, asks)
+        policy = None if settings.policy is None else load(settings.policy)
+        ledger = stack.enter_context(Ledger.open())
+        ledger.recover()
+        opened = [await _local(name, settings, policy) for name in settings.models]
+        every = (*opened, *backends)
+        metrics = Metrics([served.name for each in every for served in each.models()])
+        doors = Keyed(keys) if asks else Open()
+        limits = doors.limits if isinstance(doors, Keyed) else (lambda caller: ((), ()))
+        log = None if settings.log is None else Log(None if str(settings.log) == "-" else settings.log)
+        if log is not None:
+            stack.callback(log.close)
+        telling = Telling(metrics.finished, *([log.finished] if log else []))
+        traces = Traces(stack.enter_context(Store.open())) if settings.store else None
+        desk = Desk(
+            every,
+            admission=Admission(settings.running, settings.waiting),
+            books=LedgerBooks(ledger, Prices.read(), limits, metrics),
+            watches=[telling, *([traces] if traces else [])],
+        )
+        stack.push_async_callback(desk.close)
+        endpoints = Endpoints(desk, Wire(settings.reasoning_field), Signer(_secret()), metrics)  # type: ignore[arg-type]
+        app = App(endpoints.routes(), openai_failures.failure, doors)
+        recovering = asyncio.create_task(_recover(ledger))
+        stack.callback(recovering.cancel)
+        yield Built(app, desk, settings.drain)
+
+
+async def _local(name: str, settings: Settings, policy: Policy | None) -> Backend:
+    engine = await open_engine(name, adapters=settings.adapters)
+    return Local(model_of(engine), policy=policy)
+
+
+async def _recover(ledger: Ledger) -> None:
+    while True:
+        await asyncio.sleep(RECOVER)
+        with contextlib.suppress(PonderError):
+            ledger.recover()
+
+
+def _secret() -> bytes:
+    """What thinking is signed with: made once, and readable by its owner alone."""
+    path = paths.home() / "signing.key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        made.touch(mode=0o600)
+        made.write_bytes(secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):  # another server made one meanwhile, which both then use
+            os.link(made, path)
+        made.unlink()
+    return path.read_bytes()
+
+
+def serving(settings: Settings, told: Callable[[str], None]) -> None:
+    """Runs the server until a signal ends it; tells where it listens."""
+    began = time.monotonic()
+
+    async def work() -> None:
+        async with built(settings) as server:
+
+            def ready(port: int) -> None:
+                names = ", ".join(server.desk.models())
+                seconds = time.monotonic() - began
+                told(f"serving {names} at http://{settings.host}:{port} after {seconds:.1f} s, Ctrl-C ends it")
+
+            await run(server.app, settings.host, settings.port, server.on_signal, ready)
+
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        asyncio.run(work())
+    else:
+        uvloop.run(work())

@@ -1,0 +1,143 @@
+"""The paths of the server: each reads a dialect, asks the desk, and answers in the same dialect."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ponder.ops.metrics import Metrics
+from ponder.server import anthropic, anthropic_reply, openai_chat, openai_completions, openai_failures, openai_models
+from ponder.server.app import PING, Dialect, Route, after, respond, started, told
+from ponder.server.desk import Desk
+from ponder.server.failures import Refusal
+from ponder.server.http import Exchange
+from ponder.server.openai_wire import Wire
+from ponder.server.reply import collected
+from ponder.server.request import Request
+from ponder.server.signatures import Signer
+from ponder.server.sse import CONTENT_TYPE, with_pings
+
+ANTHROPIC_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """What the paths need: the desk, the wire of OpenAI's dialects, and the secret that signs thinking."""
+
+    desk: Desk
+    wire: Wire
+    signer: Signer
+    metrics: Metrics | None = None
+
+    def routes(self) -> tuple[Route, ...]:
+        """All of them."""
+        openai, anthropic_failure = openai_failures.failure, anthropic_reply.failure
+        return (
+            Route("POST", "/v1/chat/completions", self.chat, openai),
+            Route("POST", "/v1/completions", self.completions, openai),
+            Route("GET", "/v1/models", self.models, openai),
+            Route("GET", "/v1/models/{id}", self.model, openai),
+            Route("POST", "/v1/messages", self.messages, anthropic_failure),
+            Route("POST", "/v1/messages/count_tokens", self.count_tokens, anthropic_failure),
+            Route("GET", "/health", self.health, openai, open=True),
+            Route("GET", "/ready", self.ready, openai, open=True),
+            Route("GET", "/metrics", self.scrape, openai, open=True),
+        )
+
+    # ------------------------------------------------------------ OpenAI
+
+    async def chat(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """POST /v1/chat/completions"""
+        request = self._asked(exchange, openai_chat.read(await exchange.body(), exchange.headers, _id(exchange)))
+        dialect = Dialect(
+            "openai",
+            partial(openai_chat.whole, wire=self.wire),
+            partial(openai_chat.stream, wire=self.wire),
+            openai_failures.failure,
+        )
+        await respond(exchange, self.desk, request, dialect)
+
+    async def completions(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """POST /v1/completions: a request for each prompt, side by side."""
+        read = openai_completions.read(await exchange.body(), exchange.headers, _id(exchange))
+        requests = [self._asked(exchange, request) for request in read]
+        async with exchange.watched() as gone:
+            streams = [self.desk.answer(request, gone) for request in requests]
+            firsts = await started(streams)
+            if requests[0].stream:
+                frames = openai_completions.stream(
+                    requests, [after(*each) for each in zip(firsts, streams, strict=True)], self.wire
+                )
+                await exchange.stream(with_pings(frames, PING), CONTENT_TYPE, told(firsts[0]))
+                return
+            replies = await asyncio.gather(*(collected(after(*each)) for each in zip(firsts, streams, strict=True)))
+            await exchange.json(openai_completions.whole(requests, replies, self.wire), headers=told(firsts[0]))
+
+    async def models(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /v1/models"""
+        await exchange.json(openai_models.listed([served for _, served in self.desk.models().values()]))
+
+    async def model(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /v1/models/{id}"""
+        await exchange.json(openai_models.one(self.desk.find(names["id"])[1]))
+
+    # ------------------------------------------------------------ Anthropic
+
+    async def messages(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """POST /v1/messages"""
+        body = await exchange.body()
+        read = anthropic.read(body, exchange.headers, _id(exchange), self.signer, upstream=self._upstream)
+        request = self._asked(exchange, read)
+        dialect = Dialect(
+            "anthropic",
+            partial(anthropic_reply.whole, signer=self.signer),
+            partial(anthropic_reply.stream, signer=self.signer),
+            anthropic_reply.failure,
+            ANTHROPIC_PING,
+        )
+        await respond(exchange, self.desk, request, dialect)
+
+    async def count_tokens(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """POST /v1/messages/count_tokens"""
+        body = await exchange.body()
+        read = anthropic.read(
+            body, exchange.headers, _id(exchange), self.signer, counting=True, upstream=self._upstream
+        )
+        request = self._asked(exchange, read)
+        backend, _ = self.desk.find(request.model)
+        await exchange.json(anthropic_reply.counted(await backend.count(request)))
+
+    # ------------------------------------------------------------ the server itself
+
+    async def health(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /health: the process is alive."""
+        await exchange.json({"status": "ok"})
+
+    async def ready(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /ready: requests are taken, and a model is there."""
+        if self.desk.admission.closed or not self.desk.models():
+            raise Refusal(503, "overloaded_error", "the server takes no requests at the moment", retry_after=1.0)
+        queue = self.desk.admission
+        state: dict[str, Any] = {"status": "ready", "running": queue.running, "waiting": queue.waiting}
+        await exchange.json(state)
+
+    async def scrape(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /metrics: for Prometheus."""
+        if self.metrics is None:
+            raise Refusal(404, "not_found_error", "this server keeps no metrics")
+        await exchange.data(self.metrics.exposition(), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _upstream(self, model: str) -> bool:
+        """Whether somebody else's server answers for a model, and may have signed its thinking."""
+        found = self.desk.models().get(model)
+        return found is not None and found[1].backend != "local"
+
+    def _asked(self, exchange: Exchange, request: Request) -> Request:
+        return replace(request, caller=exchange.scope["ponder.caller"])
+
+
+def _id(exchange: Exchange) -> str:
+    return str(exchange.scope["ponder.id"])

@@ -1,0 +1,79 @@
+"""Server-sent events of an upstream: payloads out of bytes that may be cut anywhere.
+
+Source: the WHATWG HTML standard, "Server-sent events". Linear in the bytes, however long a line is and however small the
+pieces are in which it comes; an event that is longer than `most` bytes is refused, for it would fill the memory.
+"""
+
+from __future__ import annotations
+
+MOST_EVENT = 8 * 2**20
+"""Bytes of one event; an image that a model drew comes in one."""
+
+
+class TooLong(Exception):
+    """An event is longer than the reader takes."""
+
+
+class SseReader:
+    """Takes LF, CRLF and CR, several `data` lines an event, comments, and fields that it does not know."""
+
+    def __init__(self, most: int = MOST_EVENT) -> None:
+        self._most = most
+        self._line: list[bytes] = []
+        self._data: list[bytes] = []
+        self._size = 0
+        self._after_cr = False
+        self._begun = False
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The payloads that became complete. Raises TooLong."""
+        if self._after_cr or b"\r" in piece:
+            piece = self._plain(piece)
+        lines = piece.split(b"\n")
+        payloads: list[bytes] = []
+        for line in lines[:-1]:
+            if self._line:
+                self._line.append(line)
+                line = b"".join(self._line)
+                self._line.clear()
+            self._take(line, payloads)
+        if lines[-1]:
+            self._line.append(lines[-1])
+            self._grow(len(lines[-1]))
+        return payloads
+
+    def rest(self) -> list[bytes]:
+        """The payload that the end of the stream completes: some servers leave out the last empty line."""
+        payloads: list[bytes] = []
+        self._take(b"".join(self._line), payloads)
+        self._line.clear()
+        self._take(b"", payloads)
+        return payloads
+
+    def _plain(self, piece: bytes) -> bytes:
+        """The piece with its line ends as LF; a CR and an LF in two pieces are one line end."""
+        if self._after_cr and piece.startswith(b"\n"):
+            piece = piece[1:]
+            self._after_cr = False
+        if piece:
+            self._after_cr = piece.endswith(b"\r")
+        return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _take(self, line: bytes, payloads: list[bytes]) -> None:
+        if not self._begun:
+            self._begun = True
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.startswith(b"data:"):
+            value = line[6:] if line[5:6] == b" " else line[5:]
+            self._data.append(value)
+            self._grow(len(value))
+        elif not line:
+            self._size = 0
+            if self._data:
+                payloads.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+                self._data.clear()
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > 2 * self._most or size > self._most:  # a line that comes in pieces counts twice
+            raise TooLong
