@@ -219,6 +219,33 @@ def test_what_would_be_done(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["sft", *KINDS_OF_RUNS, "dpo of pairs"])
+def test_what_is_tested_on_is_kept_out_of_every_kind(name: str, tmp_path: Path) -> None:
+    """And counted; what is left is fewer by that."""
+    kind, changes = name.split()[0], dict(KINDS_OF_RUNS.get(name, {}))
+    prepared(tmp_path)
+    source = tmp_path / "examples.jsonl"
+    if kind in ("dpo", "reward") or name == "distill traces":
+        source = traces_file(tmp_path)
+    if name == "dpo of pairs":
+        source = tmp_path / "pairs.jsonl"
+        rows = [{"question": f"{a}+1?", "chosen": f"It is {a + 1}.", "rejected": "No."} for a in range(6)]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if "teacher" in changes.get("distill", {}):
+        changes["distill"] = {**changes["distill"], "teacher": str(tmp_path / "tiny")}
+    if changes.get("model") == "new":
+        changes["model"] = str(tmp_path / "tiny")
+    (tmp_path / "test.jsonl").write_text('{"question": "3+1?", "answer": "4"}\n')
+    told = {}
+    for keep_out in ([], [str(tmp_path / "test.jsonl")]):
+        data = {"sources": [str(source)], "keep_out": keep_out}
+        told[len(keep_out)] = planned(prepared(tmp_path, kind, **changes, data=data))["data"]
+    (counted,) = {"examples", "questions", "pairs"} & told[0].keys()
+    assert "kept_out" not in told[0]
+    assert told[1]["kept_out"] > 0
+    assert told[1][counted] < told[0][counted]
+
+
 def test_the_estimate_is_what_torch_keeps(tmp_path: Path) -> None:
     """Bytes that the forward pass of a full micro-batch keeps for the backward pass, against what was estimated."""
     from ponder.train.rows import Row, packed

@@ -63,6 +63,15 @@ def test_an_earlier_checkpoint(runs: Path, tmp_path: Path) -> None:
             assert torch.equal(value, kept[f"weight.{name.replace('.weight', '.default.weight')}"])
 
 
+def test_an_adapter_in_half_the_bytes(runs: Path, tmp_path: Path) -> None:
+    assert ponder("export", runs / "lora", "--to", "peft", "-o", tmp_path / "f32").code == 0
+    assert ponder("export", runs / "lora", "--to", "peft", "--packing", "f16", "-o", tmp_path / "f16").code == 0
+    exact, half = (load_file(tmp_path / kind / "adapter_model.safetensors") for kind in ("f32", "f16"))
+    assert {values.dtype for values in half.values()} == {torch.float16}
+    assert all(torch.equal(half[name], values.to(torch.float16)) for name, values in exact.items())
+    assert load(str(tmp_path / "f16"), base=str(runs / "tiny")).adapters[0].path == tmp_path / "f16"
+
+
 @pytest.mark.parametrize(
     ("source", "options", "told"),
     [
@@ -70,6 +79,7 @@ def test_an_earlier_checkpoint(runs: Path, tmp_path: Path) -> None:
         ("full", ["--to", "gguf", "--merge"], "--merge is for an adapter"),
         ("lora", ["--to", "safetensors", "--merge"], "--merge is for an adapter"),
         ("lora", ["--to", "gguf", "--packing", "q8_0"], "not stored as q8_0"),
+        ("lora", ["--to", "safetensors", "--packing", "f16"], "keep the weights' own type"),
         ("tiny", ["--to", "gguf"], "neither a training run nor a checkpoint"),
         ("lora/checkpoints/step-00000009", ["--to", "peft"], "neither a training run nor a checkpoint"),
         ("lora", ["--to", "onnx"], "onnx"),

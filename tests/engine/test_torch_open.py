@@ -27,7 +27,7 @@ from ponder.errors import InputError, MissingExtra, PonderError
 from ponder.evals.identity import identity_of
 from ponder.protocols import SamplingParams
 from ponder.train.adapters import trainable, with_lora
-from ponder.train.export import to_gguf, to_peft, to_safetensors
+from ponder.train.export import to_gguf, to_gguf_adapter, to_peft, to_safetensors
 
 WIDE = TorchSettings(dtype="float32", threads=1)
 IDS = [5 + at * at % 250 for at in range(30)]
@@ -104,15 +104,21 @@ def test_what_was_trained_opens_in_every_form_and_thinks_as_it_was_taught(folder
     to_peft(model, tmp_path / "run" / "model", metadata=metadata)
     to_safetensors(model, tokenizer, tmp_path / "whole" / "model", metadata=metadata)
     to_gguf(model, tokenizer, tmp_path / "model.gguf", kind="f32", metadata=metadata)
+    to_gguf(tiny_model(), tokenizer, tmp_path / "base.gguf", kind="f32")
+    to_gguf_adapter(model, tmp_path / "adapter.gguf", kind="f32", metadata=metadata)
     expected, seen = wanted(model, {"default": 1.0}), []
     assert expected != wanted(tiny_model())
-    for uri, settings in (
-        (f"hf:{tmp_path}/run/model", WIDE),
-        (f"hf:{tmp_path}/whole/model", WIDE),
-        (f"hf:{tmp_path}/model.gguf", WIDE),
-        (f"gguf:{tmp_path}/model.gguf", LlamaSettings(cells=512, threads=1)),
+    for uri, adapters in (
+        (f"hf:{tmp_path}/run/model", []),
+        (f"hf:{tmp_path}/whole/model", []),
+        (f"hf:{tmp_path}/model.gguf", []),
+        (f"hf:{folder}", [f"{tmp_path}/run/model"]),
+        (f"hf:{tmp_path}/base.gguf", [f"{tmp_path}/adapter.gguf"]),
+        (f"gguf:{tmp_path}/base.gguf", [f"{tmp_path}/adapter.gguf"]),
+        (f"gguf:{tmp_path}/model.gguf", []),
     ):
-        engine, found = scores(uri, settings=settings)
+        settings = WIDE if uri.startswith("hf:") else LlamaSettings(cells=512, threads=1)
+        engine, found = scores(uri, settings=settings, adapters=adapters)
         assert found == (expected if uri.startswith("hf:") else pytest.approx(expected.expected, abs=0.05))
         seen.append(model_of(engine))
     assert {each.params.temperature for each in seen} == {0.5}

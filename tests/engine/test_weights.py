@@ -433,6 +433,15 @@ def test_the_packaged_adapter_stays_unless_it_is_left_out(cached, tiny, tmp_path
     assert [adapter.name for adapter in only.adapters] == ["mine"]
 
 
+def test_an_adapter_tells_how_it_thinks_unless_it_is_switched_off(cached, tiny, local, tmp_path):
+    thinking = {"ponder.thinking": '{"name": "qwen3"}', "general.sampling.temp": 0.25}
+    base = {"general.architecture": "llama", "general.type": "adapter", "adapter.lora.alpha": 8.0}
+    own = put(tmp_path / "a", gguf_bytes(base | thinking, {}))
+    assert resolve(str(local), adapters=[str(own)]).metadata == thinking
+    assert resolve("tiny-model", adapters=[str(own)]).metadata == thinking
+    assert resolve(str(local), adapters=[f"{own}=0"]).metadata == {}
+
+
 def test_an_equals_sign_in_a_path_is_no_scale(local, tmp_path):
     odd = put(tmp_path / "a", adapter_bytes(), "rank=4.gguf")
     assert resolve(str(local), adapters=[str(odd)]).adapters == (Adapter("rank=4", odd),)

@@ -72,6 +72,11 @@ class Tokens:
             raise InputError(f"{token} is no token of this model, which has {self.size}")
         return self._pieces[token]
 
+    def special_ids(self) -> tuple[int, ...]:
+        """Tokens that are no text but say something to the model."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return tuple(number for number, token in added if token.special and number < self.size)
+
 
 def pieces_of(backend: Any, size: int) -> list[bytes]:
     """The bytes of each id below `size` of a `tokenizers.Tokenizer`; none for ids that it does not know."""

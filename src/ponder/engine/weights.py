@@ -19,7 +19,7 @@ from ponder.errors import InputError, WeightsError
 __all__ = ["DEFAULT_MODEL", "Adapter", "Progress", "Weights", "resolve"]
 
 METADATA_KEYS = ("ponder.thinking", "general.sampling.temp")
-"""What a GGUF file may say about its model, or an adapter about what it makes of one, beyond weights."""
+"""What a GGUF file may say beyond its weights: of its model, or, an adapter, of what it makes of one."""
 
 NO_ADAPTER = "none"
 """Given as an adapter, it leaves out the one that a model of the catalogue comes with."""
@@ -146,8 +146,7 @@ def _with_adapters(weights: Weights, specs: Sequence[str]) -> Weights:
 
 
 def told(file: gguf_header.Header) -> dict[str, Any]:
-    """What a GGUF file says of its model beyond weights, an adapter of what it makes of one: how it was taught to think,
-    and the temperature to sample at."""
+    """What a GGUF file says beyond weights, of its model or of what it makes of one: its thinking, its temperature."""
     return {key: file.metadata[key] for key in METADATA_KEYS if key in file.metadata}
 
 

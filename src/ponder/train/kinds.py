@@ -16,6 +16,7 @@ from ponder.train.recipe import Recipe
 from ponder.train.rows import Row
 from ponder.train.texts import Texts
 from ponder.train.trainer import Trainer
+from ponder.train.verified import Verified
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ def _direct(turn: sources.Turn, share: float) -> sources.Turn:
     """The turn, or for that share of all turns, the same ones each time, its answer alone."""
     digest = hashlib.sha256(repr(turn[0]).encode()).digest()
     return (turn[0], "", turn[2]) if int.from_bytes(digest[:8], "big") / 2**64 < share else turn
+
+
+def scored_samples(recipe: Recipe, verifier: str | None = None) -> tuple[list[Verified], dict[str, int]]:
+    """The samples of traces that `verifier`, or any, has scored, less what is kept out, and how many that were."""
+    found = sources.samples(recipe.data.sources, verifier)
+    kept, hits = sources.kept_out(found, recipe.data.keep_out, _answered)
+    return kept, {"kept_out": hits} if recipe.data.keep_out else {}
+
+
+def _answered(item: Verified) -> Example:
+    return _example((item.question.messages, item.sample.thinking, item.sample.answer))
 
 
 def sft(lesson: Lesson) -> None:

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from ponder.data.examples import of_question
 from ponder.engine.torch_load import Loaded, load
 from ponder.train import sources
 from ponder.train.distill import Sampler, distill, taught
-from ponder.train.kinds import Dataset, Lesson, example_rows, fitting, sft
+from ponder.train.kinds import Dataset, Lesson, example_rows, fitting, scored_samples, sft
 from ponder.train.recipe import STORED, Distill, Recipe
 from ponder.train.rows import Row
 from ponder.train.sampling import sampler_of
@@ -22,12 +23,14 @@ def rows(recipe: Recipe, start: Loaded) -> Dataset:
     told, texts = _told(recipe), Texts.of(start)
     if told.way == "traces":
         threshold = 1.0 if told.threshold is None else told.threshold
-        found = taught(sources.samples(recipe.data.sources), texts, threshold=threshold, most=told.most)
-        return fitting(recipe, found)
+        found, counts = scored_samples(recipe)
+        return fitting(recipe, taught(found, texts, threshold=threshold, most=told.most), (), **counts)
     if told.on_policy < 1:
         return example_rows(recipe, start)
-    prompts = [texts.prompt(question.messages) for question in sources.questions(recipe.data.sources)]
-    return fitting(recipe, [Row(prompt, [False] * len(prompt)) for prompt in prompts])
+    asked, hits = sources.kept_out(sources.questions(recipe.data.sources), recipe.data.keep_out, of_question)
+    prompts = [texts.prompt(question.messages) for question in asked]
+    rows = [Row(prompt, [False] * len(prompt)) for prompt in prompts]
+    return fitting(recipe, rows, (), **({"kept_out": hits} if recipe.data.keep_out else {}))
 
 
 def train(lesson: Lesson) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 from ponder.data.step_labels import arithmetic_labels
 from ponder.engine.torch_load import Loaded
 from ponder.errors import InputError
-from ponder.train import sources
-from ponder.train.kinds import Dataset, Lesson, fitting
+from ponder.train.kinds import Dataset, Lesson, fitting, scored_samples
 from ponder.train.kinds_dpo import own_tokens
 from ponder.train.loop import run
 from ponder.train.recipe import Recipe, Reward
@@ -24,7 +23,7 @@ from ponder.verifiers.reward_model import MARKER
 def rows(recipe: Recipe, start: Loaded) -> Dataset:
     """A row for each labelled sample; all samples of a question are learnt from, or all held out."""
     told, texts = recipe.reward or Reward(), Texts.of(start)
-    found = sources.samples(recipe.data.sources, told.verifier)
+    found, counts = scored_samples(recipe, told.verifier)
     own = [each for each in found if own_tokens(texts, each)]
     made = [(each, _row(texts, told, each)) for each in own]
     learnt = [row for each, row in made if not _held_out(each, told.held_out)]
@@ -35,7 +34,7 @@ def rows(recipe: Recipe, start: Loaded) -> Dataset:
             "Ask this model, with best_of_n(8), say",
         )
     other = len(found) - len(own)
-    return fitting(recipe, learnt, held, samples_of_other_tokens=other)
+    return fitting(recipe, learnt, held, samples_of_other_tokens=other, **counts)
 
 
 def train(lesson: Lesson) -> None:
