@@ -39,10 +39,11 @@ ALL = list(commands())
 
 def test_there_are_the_commands_of_the_readme():
     top = {path[0] for path in ALL if path}
-    assert top == {"ask", "chat", "curve", "eval", "export", "models", "route", "traces", "train"}
+    assert top == {"ask", "chat", "costs", "curve", "eval", "export", "keys", "models", "route", "traces", "train"}
     assert {path[1] for path in ALL if path[:1] == ("models",) and path[1:]} == {"list", "pull", "show", "rm"}
     assert {path[1] for path in ALL if path[:1] == ("train",) and path[1:]} == {*KINDS, "sample", "watch"}
     assert {path[1] for path in ALL if path[:1] == ("traces",) and path[1:]} == {"list", "show", "export", "rm"}
+    assert {path[1] for path in ALL if path[:1] == ("keys",) and path[1:]} == {"add", "list", "revoke", "limit"}
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -130,7 +131,9 @@ def test_completion_of_model_names():
 
 
 def test_completion_of_commands_and_options():
-    assert complete("ponder ") == ["ask", "chat", "curve", "eval", "route", "export", "train", "models", "traces"]
+    assert complete("ponder ") == [
+        *("ask", "chat", "curve", "eval", "route", "export", "costs", "train", "models", "traces", "keys"),
+    ]
     assert {"--min-thinking", "--model"} <= set(complete("ponder ask --m"))
 
 

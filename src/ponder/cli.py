@@ -1,4 +1,4 @@
-"""The command line: `ponder ask`, `chat`, `curve`, `eval`, `train`, `export`, `models`, `traces`."""
+"""The command line: `ponder ask`, `chat`, `curve`, `eval`, `train`, `export`, `models`, `traces`, `keys`, `costs`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import typer
 from typer.core import TyperGroup
 
 import ponder
-from ponder.commands import models, traces, train
+from ponder.commands import keys, models, traces, train
 from ponder.commands.ask import ask
 from ponder.commands.asking import STOPPED
 from ponder.commands.chat import chat
+from ponder.commands.costs import costs
 from ponder.commands.curve import curve
 from ponder.commands.eval import evaluate
 from ponder.commands.export import export
 from ponder.commands.route import route
+from ponder.commands.serve import serve
 from ponder.commands.terminal import complain
 from ponder.errors import PonderError
 
@@ -58,6 +60,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(chat)
+app.command()(serve)
 app.command()(curve)
 app.command("eval")(evaluate)
 app.command()(route)
@@ -65,6 +68,8 @@ app.command()(export)
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
+app.add_typer(keys.app, name="keys")
+app.command()(costs)
 
 
 def _version(wanted: bool) -> None:

@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, get_args
 
 from ponder import paths
 from ponder.errors import InputError, StoreError
+from ponder.ops.database import BUSY_SECONDS, Database, sqlite_errors
 from ponder.ops.process import start_of
 from ponder.ops.replay import coalesce, rebuild
 from ponder.types import (
@@ -95,7 +95,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 """Statements that lead from one version of the database (`PRAGMA user_version`) to the next. Only ever appended to."""
 
 QUESTION_CHARACTERS = 200
-BUSY_SECONDS = 10.0
 NO_STORE = "or ask with --no-store"
 
 
@@ -153,9 +152,10 @@ class Recorder:
 class Store:
     """The traces of one user. Open it with `Store.open`, close it or use it with `with`."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self.path = path
-        self._connection = connection
+    def __init__(self, database: Database) -> None:
+        self.path = database.path
+        self._database = database
+        self._connection = database.connection
 
     @classmethod
     def open(cls, path: str | Path | None = None) -> Store:
@@ -165,19 +165,11 @@ class Store:
         Raises StoreError with the mend if the file cannot be made, read, written or understood.
         """
         path = paths.home() / "ponder.db" if path is None else Path(path)
-        _make(path)
-        with _sqlite_errors(path):
-            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        store = cls(connection, path)
+        store = cls(Database.open(path, MIGRATIONS, NO_STORE, BUSY_SECONDS))
         try:
-            with _sqlite_errors(path):
-                _write_ahead(connection)
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute("PRAGMA foreign_keys = ON")
-                store._migrate()
             store._interrupt_orphans()
         except BaseException:
-            connection.close()
+            store.close()
             raise
         return store
 
@@ -371,35 +363,8 @@ class Store:
 
     # ------------------------------------------------------------ opening
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _sqlite_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # A full disk may have rolled it back already.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _version(self) -> int:
-        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
-
-    def _migrate(self) -> None:
-        if self._version() < len(MIGRATIONS):
-            with self._transaction():  # asked again within: another process may have been faster
-                for statements in MIGRATIONS[self._version() :]:
-                    for statement in statements:
-                        self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        if self._version() > len(MIGRATIONS):
-            raise StoreError(
-                f"{self.path} was written by a newer ponder: it has version {self._version()}, "
-                f"and this one knows up to {len(MIGRATIONS)}",
-                f"upgrade ponder, set PONDER_HOME to another folder, {NO_STORE}",
-            )
+    def _transaction(self) -> AbstractContextManager[None]:
+        return self._database.transaction()
 
     def _interrupt_orphans(self) -> None:
         """Ends the traces whose process is gone. Those of other machines are left alone: nobody here can know."""
@@ -442,63 +407,5 @@ def _filter(state: TraceState | None, search: str | None) -> tuple[str, tuple[An
     return " AND ".join(conditions), tuple(values)
 
 
-def _make(path: Path) -> None:
-    """The folder and an empty file, which only their owner may read: questions are private."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            path.touch(mode=0o600)
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be made: {error.strerror}",
-            f"set PONDER_HOME to a folder that can be written, {NO_STORE}",
-        ) from None
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    # Two processes that switch a new file over at the same moment collide, and SQLite does not wait here.
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-
-
-@contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    """SQLite's errors as StoreError with what mends them; a conflict of keys is left to the caller."""
-    try:
-        yield
-    except sqlite3.IntegrityError:
-        raise
-    except UnicodeEncodeError:
-        raise InputError(
-            "a text with bytes that are no UTF-8 cannot be stored", f"write it in UTF-8, {NO_STORE}"
-        ) from None
-    except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is None:  # a misuse of the connection, not a state of the file
-            raise
-        problem, mend = _explain(path, code & 0xFF, str(error))
-        raise StoreError(problem, mend) from error
-
-
-def _explain(path: Path, code: int, said: str) -> tuple[str, str]:
-    match code:
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return f"{path} is damaged ({said})", f"move it away (mv '{path}' '{path}.damaged'): a new one will be made"
-        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
-            return f"{path} cannot be written ({said})", f"make room, set PONDER_HOME to another disk, {NO_STORE}"
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-            return (
-                f"{path} cannot be written ({said})",
-                f"set PONDER_HOME to a folder that can be written, {NO_STORE}",
-            )
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"{path} is held by another process ({said})", f"try again when that is done, {NO_STORE}"
-        case _:
-            return f"{path} cannot be used ({said})", f"move it away, set PONDER_HOME to another folder, {NO_STORE}"
+def _sqlite_errors(path: Path) -> AbstractContextManager[None]:
+    return sqlite_errors(path, NO_STORE)

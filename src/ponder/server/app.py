@@ -18,7 +18,7 @@ from ponder.server.events import Begun, ReplyEvent, Usage
 from ponder.server.failures import Refusal
 from ponder.server.http import Exchange, Receive, Scope, Send, check_headers
 from ponder.server.local import refusal
-from ponder.server.reply import Reply
+from ponder.server.reply import Reply, collected
 from ponder.server.request import Caller, Request
 from ponder.server.sse import CONTENT_TYPE, with_pings
 
@@ -155,24 +155,33 @@ def request_id() -> str:
 # ---------------------------------------------------------------- answering
 
 
-async def respond(exchange: Exchange, desk: Desk, request: Request, dialect: Dialect) -> Reply | None:
-    """Answers a request over an exchange whose body was read; gives the reply where it was sent whole.
+async def respond(
+    exchange: Exchange, desk: Desk, request: Request, dialect: Dialect, keep: Callable[[Reply], None] | None = None
+) -> None:
+    """Answers a request over an exchange whose body was read. `keep` gets the reply before its end is told.
 
     What goes wrong before the first event has a status of its own; after it a stream tells it as its last frame.
     """
     async with exchange.watched() as gone, aclosing(desk.answer(request, gone)) as events:
         first = await anext(events)
-        headers = {"content-type": CONTENT_TYPE, **told(first)}
         if request.stream:
-            frames = dialect.stream(request, after(first, events))
-            await exchange.stream(with_pings(frames, PING, dialect.ping), CONTENT_TYPE, headers)
-            return None
-        reply = Reply()
-        reply.add(first)
-        async for event in events:
-            reply.add(event)
+            whole = after(first, events)
+            frames = dialect.stream(request, whole if keep is None else _kept(whole, keep))
+            await exchange.stream(with_pings(frames, PING, dialect.ping), CONTENT_TYPE, told(first))
+            return
+        reply = await collected(after(first, events))
+        if keep is not None:
+            keep(reply)
         await exchange.json(dialect.whole(request, reply), headers={**told(first), **spent(reply.usage)})
-        return reply
+
+
+async def _kept(events: AsyncIterator[ReplyEvent], keep: Callable[[Reply], None]) -> AsyncIterator[ReplyEvent]:
+    reply = Reply()
+    async for event in events:
+        reply.add(event)
+        if isinstance(event, Usage):
+            keep(reply)
+        yield event
 
 
 async def after(first: ReplyEvent, events: AsyncIterator[ReplyEvent]) -> AsyncIterator[ReplyEvent]:

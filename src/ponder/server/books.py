@@ -20,6 +20,9 @@ from ponder.server.request import Caller, Request
 LONGEST = 600.0
 """Seconds that a request may take at most, where one's own machine is paid by the second."""
 
+MOST_TOKENS = 10**9
+"""Of one request: what an upstream says beyond it is no count."""
+
 Limits = tuple[tuple[Limit, ...], tuple[Limit, ...]]
 """Those of a key, and those of its project."""
 
@@ -76,14 +79,15 @@ class LedgerBooks:
         held = self._open.pop(booking)
         usage = tally.usage
         if usage is None:
+            self._timed("settle", lambda: self._ledger.give_up(booking, 0))
             return
         micro = self._micro(held, usage)
         cut = tally.failure is not None or tally.disconnected
         settlement = Settlement(
-            prompt=usage.prompt,
-            cached=usage.cached,
-            completion=usage.completion,
-            reasoning=min(usage.reasoning, usage.completion),
+            prompt=_count(usage.prompt),
+            cached=min(_count(usage.cached), _count(usage.prompt)),
+            completion=_count(usage.completion),
+            reasoning=min(_count(usage.reasoning), _count(usage.completion)),
             micro=micro,
             state="partial" if cut else "done",
         )
@@ -131,3 +135,8 @@ def _most(rate: Rate | None, served: Served, most: Usage) -> int | None:
     parameters = served.details.get("parameters")
     flops = 2.0 * parameters * (most.prompt + most.completion) if isinstance(parameters, int) else None
     return rate.most(most.prompt, most.completion, seconds=LONGEST, flops=flops)
+
+
+def _count(tokens: int) -> int:
+    """An upstream may say anything."""
+    return min(max(0, tokens), MOST_TOKENS)

@@ -11,15 +11,19 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ponder
 from ponder import paths
 from ponder.chat.model import model_of
 from ponder.engine import open_engine
 from ponder.errors import InputError, PonderError
+from ponder.ops.drift import Drift
+from ponder.ops.finished import Finished
 from ponder.ops.keys import Keys
 from ponder.ops.ledger import Ledger
 from ponder.ops.log import Log
 from ponder.ops.metrics import Metrics
 from ponder.ops.prices import Prices
+from ponder.ops.spans import spans_from_environment
 from ponder.ops.store import Store
 from ponder.server import openai_failures
 from ponder.server.admission import Admission
@@ -31,6 +35,7 @@ from ponder.server.doors import Keyed
 from ponder.server.endpoints import Endpoints
 from ponder.server.local import Local
 from ponder.server.openai_wire import Wire
+from ponder.server.responses_store import ResponsesStore
 from ponder.server.signatures import Signer
 from ponder.server.start import check_bind, run
 from ponder.server.traces import Traces
@@ -85,7 +90,7 @@ async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> Async
         asks = keys.any() if settings.keys is None else settings.keys
         check_bind(settings.host, asks)
         policy = None if settings.policy is None else load(settings.policy)
-        ledger = stack.enter_context(Ledger.open())
+        ledger = stack.enter_context(Ledger.open(background=True))
         ledger.recover()
         opened = [await _local(name, settings, policy) for name in settings.models]
         every = (*opened, *backends)
@@ -95,7 +100,16 @@ async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> Async
         log = None if settings.log is None else Log(None if str(settings.log) == "-" else settings.log)
         if log is not None:
             stack.callback(log.close)
-        telling = Telling(metrics.finished, *([log.finished] if log else []))
+        drift = _drift(stack)
+        spans = spans_from_environment(version=ponder.__version__)
+        stack.callback(spans.close)
+        metrics.watch("spans_dropped", "Spans that no collector took.", lambda: spans.dropped)
+
+        def drifting(finished: Finished) -> None:
+            if drift.add(finished):
+                metrics.drift(drift.state())
+
+        telling = Telling(metrics.finished, drifting, *([log.finished] if log else []), spans=spans)
         traces = Traces(stack.enter_context(Store.open())) if settings.store else None
         desk = Desk(
             every,
@@ -104,11 +118,26 @@ async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> Async
             watches=[telling, *([traces] if traces else [])],
         )
         stack.push_async_callback(desk.close)
-        endpoints = Endpoints(desk, Wire(settings.reasoning_field), Signer(_secret()), metrics)  # type: ignore[arg-type]
+        responses = stack.enter_context(ResponsesStore.open()) if settings.store else None
+        wire = Wire(settings.reasoning_field)  # type: ignore[arg-type]  # checked by the settings
+        endpoints = Endpoints(desk, wire, Signer(_secret()), metrics, responses)
         app = App(endpoints.routes(), openai_failures.failure, doors)
         recovering = asyncio.create_task(_recover(ledger))
         stack.callback(recovering.cancel)
         yield Built(app, desk, settings.drain)
+
+
+def _drift(stack: contextlib.AsyncExitStack) -> Drift:
+    """The alarms of drift as they stood, and are kept when the server ends."""
+    path = paths.home() / "drift.json"
+    drift = Drift.load(path) if path.exists() else Drift()
+
+    def save() -> None:
+        with contextlib.suppress(PonderError):
+            drift.save(path)
+
+    stack.callback(save)
+    return drift
 
 
 async def _local(name: str, settings: Settings, policy: Policy | None) -> Backend:

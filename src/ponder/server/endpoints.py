@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ponder.ops.metrics import Metrics
-from ponder.server import anthropic, anthropic_reply, openai_chat, openai_completions, openai_failures, openai_models
+from ponder.server import (
+    anthropic,
+    anthropic_reply,
+    openai_chat,
+    openai_completions,
+    openai_failures,
+    openai_models,
+    openai_responses,
+)
 from ponder.server.app import PING, Dialect, Route, after, respond, started, told
 from ponder.server.desk import Desk
-from ponder.server.failures import Refusal
+from ponder.server.failures import Refusal, invalid
 from ponder.server.http import Exchange
 from ponder.server.openai_wire import Wire
-from ponder.server.reply import collected
+from ponder.server.reply import Reply, collected
 from ponder.server.request import Request
+from ponder.server.responses_store import ResponsesStore
 from ponder.server.signatures import Signer
 from ponder.server.sse import CONTENT_TYPE, with_pings
-
-ANTHROPIC_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Endpoints:
     wire: Wire
     signer: Signer
     metrics: Metrics | None = None
+    responses: ResponsesStore | None = None
 
     def routes(self) -> tuple[Route, ...]:
         """All of them."""
@@ -38,6 +47,10 @@ class Endpoints:
         return (
             Route("POST", "/v1/chat/completions", self.chat, openai),
             Route("POST", "/v1/completions", self.completions, openai),
+            Route("POST", "/v1/responses", self.respond, openai),
+            Route("GET", "/v1/responses/{id}", self.response, openai),
+            Route("DELETE", "/v1/responses/{id}", self.delete_response, openai),
+            Route("GET", "/v1/responses/{id}/input_items", self.input_items, openai),
             Route("GET", "/v1/models", self.models, openai),
             Route("GET", "/v1/models/{id}", self.model, openai),
             Route("POST", "/v1/messages", self.messages, anthropic_failure),
@@ -76,6 +89,50 @@ class Endpoints:
             replies = await asyncio.gather(*(collected(after(*each)) for each in zip(firsts, streams, strict=True)))
             await exchange.json(openai_completions.whole(requests, replies, self.wire), headers=told(firsts[0]))
 
+    async def respond(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """POST /v1/responses"""
+        body, owner, store = await exchange.body(), exchange.scope["ponder.caller"].key, self.responses
+        before = openai_responses.previous_id(body)
+        previous = self._kept().chain(before, owner) if before else None
+        read = openai_responses.read(body, exchange.headers, _id(exchange), previous, self.signer)
+        request = self._asked(exchange, read)
+        wire = openai_responses.wire_of(body, self.signer, int(time.time()))
+
+        def keep(reply: Reply) -> None:
+            if store is not None and request.store:
+                inputs = openai_responses.input_items(body, _id(exchange), previous, self.signer)
+                whole = openai_responses.whole(request, reply, wire)
+                store.put(whole, inputs, openai_responses.outputs(request, reply, wire), owner)
+
+        dialect = Dialect(
+            "responses",
+            partial(openai_responses.whole, wire=wire),
+            partial(openai_responses.stream, wire=wire),
+            openai_failures.failure,
+        )
+        await respond(exchange, self.desk, request, dialect, keep)
+
+    async def response(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /v1/responses/{id}"""
+        await exchange.json(self._kept().get(names["id"], exchange.scope["ponder.caller"].key))
+
+    async def delete_response(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """DELETE /v1/responses/{id}"""
+        await exchange.json(self._kept().delete(names["id"], exchange.scope["ponder.caller"].key))
+
+    async def input_items(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /v1/responses/{id}/input_items"""
+        query, limit = exchange.query, exchange.query.get("limit", "20")
+        if not limit.isascii() or not limit.isdigit():
+            raise invalid(f"limit must be a number, not {limit!r}", param="limit")
+        owner, order, place = exchange.scope["ponder.caller"].key, query.get("order", "desc"), query.get("after")
+        await exchange.json(self._kept().input_items(names["id"], owner, int(limit[:9]), order, place))
+
+    def _kept(self) -> ResponsesStore:
+        if self.responses is None:
+            raise Refusal(404, "not_found_error", "this server keeps no responses", "serve without --no-store")
+        return self.responses
+
     async def models(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /v1/models"""
         await exchange.json(openai_models.listed([served for _, served in self.desk.models().values()]))
@@ -96,7 +153,7 @@ class Endpoints:
             partial(anthropic_reply.whole, signer=self.signer),
             partial(anthropic_reply.stream, signer=self.signer),
             anthropic_reply.failure,
-            ANTHROPIC_PING,
+            anthropic.PING,
         )
         await respond(exchange, self.desk, request, dialect)
 
@@ -136,7 +193,10 @@ class Endpoints:
         return found is not None and found[1].backend != "local"
 
     def _asked(self, exchange: Exchange, request: Request) -> Request:
-        return replace(request, caller=exchange.scope["ponder.caller"])
+        trace: dict[str, str] = {
+            name: exchange.headers[name] for name in ("traceparent", "tracestate") if name in exchange.headers
+        }
+        return replace(request, caller=exchange.scope["ponder.caller"], trace=trace)
 
 
 def _id(exchange: Exchange) -> str:

@@ -102,7 +102,7 @@ class Request:
     wanted. raw: the text of a completion, in place of messages; raw_ids: its token ids, in place of the text. echo: the
     tokens of the prompt are wanted, too (`Begun.prompt_tokens`), with their log-probabilities where
     `sampling.logprobs` asks for any. store: whether the client wants the reply kept. prompt: version 0 is the one that
-    the label names, or the newest. variables: what fills the prompt's blanks. user: as the client names whom it asks
+    the label names, or the newest. variables: what fills the prompt's blanks. trace: the client's W3C headers of a trace. user: as the client names whom it asks
     for. metadata: the client's.
     """
 
@@ -125,6 +125,7 @@ class Request:
     store: bool = False
     prompt: PromptVersion | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    trace: Mapping[str, str] = field(default_factory=dict)
     shown: Shown = Shown()
     caller: Caller = Caller()
     user: str = ""

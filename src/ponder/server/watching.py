@@ -6,8 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ponder.ops.finished import Finished
+from ponder.ops.finished import Finished, Operation
+from ponder.ops.spans import RequestSpan, SpanMaker
 from ponder.server.desk import Tally
+from ponder.server.request import Request
+from ponder.types import assistant
 
 RECENT = 500
 """Requests that pages can look back on."""
@@ -23,7 +26,7 @@ def finished_of(tally: Tally) -> Finished:
     scores = [score.value for score in usage.trace.scores] if usage and usage.trace else []
     return Finished(
         request.id,
-        operation="text_completion" if request.dialect == "completions" else "chat",
+        operation=_operation(request),
         dialect=request.dialect,
         model=request.model,
         answered=begun.model if begun else "",
@@ -61,20 +64,31 @@ def finished_of(tally: Tally) -> Finished:
 class Telling:
     """Tells everybody who wants to know of each request that has ended. What fails there fails no request."""
 
-    def __init__(self, *listeners: Callable[[Finished], None]) -> None:
-        self._listeners = listeners
+    def __init__(self, *listeners: Callable[[Finished], None], spans: SpanMaker | None = None) -> None:
+        self._listeners, self._spans = listeners, spans
+        self._open: dict[str, RequestSpan] = {}
         self.recent: deque[Finished] = deque(maxlen=RECENT)
         self.failures = 0
 
     def arrived(self, tally: Tally) -> None:
-        """Nothing is known yet that would be worth telling."""
+        """Begins its span."""
+        if self._spans is not None:
+            request = tally.request
+            self._open[request.id] = self._spans.begin(_operation(request), request.model, request.trace)
 
     def finished(self, tally: Tally) -> None:
         """Tells it."""
         made = finished_of(tally)
         self.recent.append(made)
+        span = self._open.pop(tally.request.id, None)
+        if span is not None:
+            span.end(made, tally.request.question.messages, [assistant(tally.answer, tally.thinking)])
         for listener in self._listeners:
             try:
                 listener(made)
             except Exception:  # a full disk under a log, a collector that is away
                 self.failures += 1
+
+
+def _operation(request: Request) -> Operation:
+    return "text_completion" if request.dialect == "completions" else "chat"
