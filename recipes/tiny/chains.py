@@ -1,17 +1,19 @@
 """The task of this recipe, chains of small sums, and the tokenizer that its models write with.
 
-    4 a:3* b:3+ c:5+        from left to right, of each result the last digit carried on:
-    a:3*4=12
-    b:3+2=5
-    c:5+5=10                the answer is 0
+    4 a* b3 c5        times three, then 3 more, then 5 more; of each result the last digit is carried on:
+    a*:4=12
+    b3:2=5
+    c5:5=10           the answer is 0
 
-Each step is named, so that a model can tell which one comes next. Everything is drawn from a seed.
+Each step is named, so that a model can tell which one comes next, and its operation is a single token, so that a small
+model soon learns to copy it. Everything is drawn from a seed.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import TYPE_CHECKING
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TASK = "chains"
-FACTORS = (3, 7, 9)
-"""They lose nothing: from what comes out one can tell what went in, so no step can be left out."""
+TIMES, FACTOR = "*", 3
+"""Multiplying by three loses nothing: from the last digit that comes out one can tell the one that went in."""
 
 END, ASKED, SAID = "<|end|>", "<|user|>", "<|assistant|>"
 SPECIALS = (END, ASKED, SAID, "<think>", "</think>")
@@ -40,8 +42,7 @@ def chain(draw: random.Random, length: int) -> Example:
     question, lines = [str(draw.randrange(10))], list[str]()
     value = question[0]
     for name in ascii_lowercase[:length]:
-        sign, by = ("*", draw.choice(FACTORS)) if draw.random() < 0.3 else ("+", draw.randint(1, 9))
-        question.append(f"{name}:{by}{sign}")
+        question.append(name + (TIMES if draw.random() < 0.3 else str(draw.randint(1, 9))))
         lines.append(step(question[-1], value))
         value = lines[-1][-1]
     metadata = {"kind": f"{length} steps"}
@@ -49,11 +50,22 @@ def chain(draw: random.Random, length: int) -> Example:
 
 
 def step(operation: str, value: str) -> str:
-    """The line for an operation such as "b:7*" on a digit; "" where that is no digit."""
+    """The line for an operation such as "b7" on a digit; "" where that is no digit."""
     if not (len(value) == 1 and value in digits):
         return ""
-    by = int(operation[-2])
-    return f"{operation}{value}={by * int(value) if operation.endswith('*') else by + int(value)}"
+    by, number = operation[-1], int(value)
+    return f"{operation}:{value}={FACTOR * number if by == TIMES else number + int(by)}"
+
+
+def cut(example: Example, draw: random.Random) -> Example:
+    """The same with its thinking cut as a budget cuts it: every other time after a line, else anywhere.
+
+    The answer stays the right one, so a guess is learnt where more than a step is missing.
+    """
+    text = example.thinking + "\n"
+    ends = [place for place, character in enumerate(text, 1) if character == "\n"]
+    end = draw.choice(ends) if draw.random() < 0.5 else draw.randint(1, len(text))
+    return replace(example, thinking=text[:end], steps=())
 
 
 def chains(count: int, lengths: Sequence[int], seed: int, beside: Collection[str] = ()) -> list[Example]:

@@ -34,6 +34,10 @@ def checked(found: Mapping[str, Any]) -> list[Claim]:
         "judge over vote": "the process reward model beats the majority",
     }.items():
         claims.append(Claim(f"{says}: {points(differences[name])} points", differences[name]["low"] > 0))
+    budgets = sorted((name for name in found["accuracy"] if name[4:].isdigit()), key=lambda name: int(name[4:]))
+    rising = [found["accuracy"][name]["value"] for name in (*budgets, "rl, thinking")]
+    told = ", ".join(f"{value:.1%}" for value in rising)
+    claims.append(Claim(f"accuracy rises with every step of the budget: {told}", rising == sorted(rising)))
     share = f"{kept['value']:.0%} [{kept['low']:.0%}, {kept['high']:.0%}]" if kept else "nothing"
     return [*claims, Claim(f"the student keeps {share} of its teacher's gain", kept.get("value", 0.0) >= KEPT)]
 
@@ -48,7 +52,13 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"| {found['n']} chains | accuracy | 95% interval |", "| --- | ---: | --- |"]
     chosen = found["selection"]
     rows = dict(found["accuracy"])
-    for key, name in (("vote", "majority"), ("judge", "process reward model's choice"), ("coverage", "coverage")):
+    names = {
+        "vote": "majority",
+        "weighted": "majority weighted by the process reward model",
+        "judge": "process reward model's choice",
+        "coverage": "coverage",
+    }
+    for key, name in names.items():
         rows[f"rl, {name} of {found['samples']} samples"] = chosen[key]
     for name, each in rows.items():
         name = f"rl, thinking in {name[4:]} tokens" if name[4:].isdigit() else name

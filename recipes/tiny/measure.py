@@ -1,8 +1,8 @@
 """What the models of this recipe can do on chains that none of them has seen, by ponder's own evaluation.
 
-Every model answers at once and with thinking, greedily, and with thinking at temperature 1. The one that was
-reinforced is also asked under budgets, and for a pool of samples from which votes, the process reward model's choice
-and coverage are estimated for each number of samples.
+Models answer at once and with thinking, greedily; before and after reinforcement they think at temperature 1, too. The
+one that was reinforced is also asked under budgets, and for a pool of samples from which votes, the process reward
+model's choice and coverage are estimated for each number of samples.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ponder.chat.model import Model, model_of
 from ponder.engine import open_engine
 from ponder.engine.torch_engine import TorchSettings
 from ponder.evals.derive import study_of
+from ponder.evals.pooled import draws_of, votes
 from ponder.evals.results import Run, Setting
 from ponder.evals.run import evaluate
 from ponder.evals.statistics import Interval, bootstrap_means, mean_interval, paired_difference, percentiles
@@ -31,12 +32,12 @@ from ponder.tasks import Task, constant_floor
 from ponder.types import Budget
 from ponder.verifiers.reward_model import process_reward_model
 
-ANSWER = 6
-"""Tokens of a budget that are kept for the answer: a digit, the end, and some to spare."""
+ANSWER = 20
+"""Tokens of a budget that are kept for the answer: with 17 or less it would be begun with "The answer is"."""
 AT_ONCE, SEQUENCES, BATCH, SHELF = 32, 192, 1024, 2**26
 """Questions side by side, and room for their samples; prompt tokens at a time, and bytes of what may be continued."""
 MARKER = "?"
-JUDGE = "process_reward_model"
+JUDGE, AGGREGATE = "process_reward_model", "min"
 MODEL = "a model of 1 million parameters"
 
 
@@ -60,10 +61,11 @@ def measured(task: Task, runs: Path, kept: Path, plan: Plan) -> dict[str, Run]:
         other = None if judge is None else runs / judge / "model"
         found[name] = _kept(place, lambda: asyncio.run(_run(task, runs / model / "model", setting, temperature, other)))
 
-    for model in ("cold", "rl", "student"):
+    run("cold, thinking", "cold", "chain_of_thought", most)
+    run("cold, sampled", "cold", "chain_of_thought", most, 1.0)
+    for model in ("rl", "student"):
         run(f"{model}, direct", model, "direct", most)
         run(f"{model}, thinking", model, "chain_of_thought", most)
-        run(f"{model}, sampled", model, "chain_of_thought", most, 1.0)
     for budget in plan.budgets[:-1]:
         run(f"rl, {budget}", "rl", "chain_of_thought", budget)
     run("pool", "rl", f"vote({plan.samples})", plan.samples * most, 1.0, "process")
@@ -87,7 +89,7 @@ async def _run(task: Task, path: Path, setting: Setting, temperature: float, jud
         selectors = {}
         if judge is not None:
             other = await stack.enter_async_context(_opened(judge, 0.0))
-            selectors[JUDGE] = process_reward_model(other, marker=MARKER, aggregate="min")
+            selectors[JUDGE] = process_reward_model(other, marker=MARKER, aggregate=AGGREGATE)
         return await evaluate(task, model, setting, at_once=AT_ONCE, selectors=selectors)
 
 
@@ -115,26 +117,40 @@ def studied(task: Task, runs: dict[str, Run], made: Made) -> Study:
 def results(study: Study, runs: dict[str, Run], rewards: Sequence[float]) -> dict[str, Any]:
     """Every number that the recipe claims something of, with its interval; n is the number of questions."""
     scores = {name: run.scores() for name, run in runs.items() if name != "pool"}
-    means = {name: mean_interval(found) for name, found in scores.items()}
+    scores["rl, sampled"] = [[sample.correct for sample in result.samples] for result in runs["pool"].results]
     points = {series.name: series.points for series in study.series}
     judged, voted = points[f"best_of_n({JUDGE})"][-1], points["vote"][-1]
     chosen = {"one": points["vote"][0], "vote": voted, "judge": judged, "coverage": points[COVERAGE][-1]}
+    weighted = weighted_vote(runs["pool"], voted.samples)
     quarter = max(1, len(rewards) // 4)
     return {
         "n": len(study.questions),
         "floor": study.floor,
-        "accuracy": {name: _told(found.value, found.interval) for name, found in means.items()},
+        "accuracy": {name: _mean(found) for name, found in scores.items()},
         "samples": voted.samples,
-        "selection": {name: _told(point.accuracy, point.interval) for name, point in chosen.items()},
+        "selection": {
+            **{name: _told(point.accuracy, point.interval) for name, point in chosen.items()},
+            "weighted": _mean(weighted),
+        },
         "reward": {"first": float(np.mean(rewards[:quarter])), "last": float(np.mean(rewards[-quarter:]))},
         "differences": {
             "reinforced over cold start": _difference(scores["rl, sampled"], scores["cold, sampled"]),
             "thinking over direct": _difference(scores["rl, thinking"], scores["rl, direct"]),
             "largest budget over smallest": _difference(scores["rl, thinking"], scores[_smallest(scores)]),
             "judge over vote": _difference([[x] for x in judged.scores], [[x] for x in voted.scores]),
+            "weighted over vote": _difference(weighted, [[x] for x in voted.scores]),
         },
         "kept": kept_gain(scores),
     }
+
+
+def weighted_vote(pool: Run, samples: int) -> list[list[float]]:
+    """The verdicts, by question, of a vote in which each sample counts as much as the reward model thinks of it."""
+    draws = [
+        replace(each, kept=tuple(replace(sample, weight=sample.scores.get(JUDGE, 0.0)) for sample in each.kept))
+        for each in draws_of(pool)
+    ]
+    return [[score] for score in votes(draws, samples, weighted=True).scores]
 
 
 def kept_gain(scores: dict[str, list[list[float]]]) -> dict[str, float]:
@@ -157,6 +173,11 @@ def kept_gain(scores: dict[str, list[list[float]]]) -> dict[str, float]:
 
 def _smallest(scores: dict[str, Any]) -> str:
     return min((name for name in scores if name[4:].isdigit()), key=lambda name: int(name[4:]))
+
+
+def _mean(scores: Sequence[Sequence[float]]) -> dict[str, float]:
+    found = mean_interval(scores)
+    return _told(found.value, found.interval)
 
 
 def _told(value: float, interval: Interval) -> dict[str, float]:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ import claims  # noqa: E402
 
 LENGTHS = range(2, 9)
 """Steps of a chain, which take turns: in what is imitated, sampled and tested."""
+MEASURED = {"development": 0, "test": 5}
+"""Seeds of the chains that choices are made on, and of those that are asked once all are made."""
 REINFORCED = range(2, 7)
 """Those of reinforcement learning: in a shorter answer a reward says more about each token."""
 
@@ -44,7 +47,7 @@ class Size:
     samples: int = 2
     test: int = 420
     pool: int = 6
-    budgets: tuple[int, ...] = (16, 32, 48, 64, 96)
+    budgets: tuple[int, ...] = (32, 48, 64, 80, 96)
     changes: tuple[str, ...] = ()
 
 
@@ -57,6 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("tiny"))
     parser.add_argument("--smoke", action="store_true", help="two steps of each stage, and no claims")
+    parser.add_argument("--development", action="store_true", help="measure on the chains that choices are made on")
     parser.add_argument("--threads", type=int, help="of the processor; all cores unless given")
     told = parser.parse_args()
     told.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ def main() -> int:
             import torch
 
             torch.set_num_threads(told.threads)
-        found = run(size)
+        found = run(size, "development" if told.development else "test")
     print(claims.table(found))
     held = claims.checked(found)
     for claim in held:
@@ -75,8 +79,8 @@ def main() -> int:
     return 0 if told.smoke or all(claim.holds for claim in held) else 1
 
 
-def run(size: Size) -> dict[str, Any]:
-    """All stages, in the current folder; gives the results."""
+def run(size: Size, asked: str) -> dict[str, Any]:
+    """All stages, in the current folder; gives the results on the chains that are asked."""
     seconds = Seconds(Path("seconds.json"))
     stages: dict[str, Callable[[], None]] = {
         "data": lambda: write_data(size),
@@ -85,16 +89,22 @@ def run(size: Size) -> dict[str, Any]:
         "samples": lambda: write_samples(size),
         "process": lambda: train("process", size),
         "student": lambda: train("student", size),
-        "measure": lambda: measure(size),
+        "measure": lambda: measure(size, asked),
     }
     for name, stage in stages.items():
         with seconds.of(name):
             stage()
         print(f"{name:8} {seconds.known[name]:6.1f} s", file=sys.stderr, flush=True)
-    found: dict[str, Any] = json.loads(Path("results.json").read_text("utf-8"))
+    path = results_of(asked)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     found["seconds"] = {name: round(value, 1) for name, value in seconds.known.items()}
-    Path("results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return found
+
+
+def results_of(asked: str) -> Path:
+    """Where the results on a set of chains are kept."""
+    return Path("results.json" if asked == "test" else f"{asked}.json")
 
 
 class Seconds:
@@ -119,7 +129,7 @@ class Seconds:
 
 
 def write_data(size: Size) -> None:
-    """Chains to imitate, a third of them without their thinking; questions to be reinforced on; the test."""
+    """Chains to imitate, some without their thinking or with a part of it; questions; what is measured on."""
     import samples
 
     from ponder.data.examples import write_examples
@@ -129,16 +139,22 @@ def write_data(size: Size) -> None:
         return
     data.mkdir(exist_ok=True)
     chains.write_tokenizer(Path("tokenizer"))
-    test = chains.chains(size.test, LENGTHS, seed=0)
-    rows: list[dict[str, Any]] = [{"task": chains.TASK, "verifier": "exact_text()"}]
-    rows += [
-        {"id": str(number), "question": each.question, "answer": each.reference, **each.metadata}
-        for number, each in enumerate(test)
-    ]
-    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    known = {each.question for each in test}
+    known = set[str]()
+    for name, seed in MEASURED.items():
+        asked = chains.chains(size.test, LENGTHS, seed, beside=known)
+        known |= {each.question for each in asked}
+        rows: list[dict[str, Any]] = [{"task": chains.TASK, "verifier": "exact_text()"}]
+        rows += [
+            {"id": str(number), "question": each.question, "answer": each.reference, **each.metadata}
+            for number, each in enumerate(asked)
+        ]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     learnt = chains.chains(size.examples, LENGTHS, seed=1, beside=known)
-    mixed = [each if number % 3 else at_once(each) for number, each in enumerate(learnt)]
+    draw = random.Random("cuts")
+    mixed = [
+        at_once(each) if number % 3 == 0 else chains.cut(each, draw) if number % 24 == 1 else each
+        for number, each in enumerate(learnt)
+    ]
     write_examples(data / "examples.jsonl", mixed)
     write_examples(
         data / "questions.jsonl", map(at_once, chains.chains(size.questions, REINFORCED, seed=2, beside=known))
@@ -161,23 +177,7 @@ def train(name: str, size: Size) -> None:
     if (result / "model").exists():
         return
     recipe = load(HERE / f"{name}.toml", size.changes)
-    with own_kinds():
-        improve.improve(recipe, result, shown=told(name))
-
-
-@contextlib.contextmanager
-def own_kinds() -> Iterator[None]:
-    """The kinds of training, with labels for the reward model from the judge of this task."""
-    import samples
-
-    from ponder import improve
-
-    before = improve.KINDS["reward"]
-    improve.KINDS["reward"] = replace(before, data=samples.labelled)
-    try:
-        yield
-    finally:
-        improve.KINDS["reward"] = before
+    improve.improve(recipe, result, shown=told(name))
 
 
 def told(name: str) -> Callable[[int, int, Any], None]:
@@ -202,7 +202,7 @@ def write_samples(size: Size) -> None:
         samples.write_samples(Path("runs/rl/model"), list(read_examples("data/sampled.jsonl")), size.samples, path)
 
 
-def measure(size: Size) -> None:
+def measure(size: Size, asked: str) -> None:
     """The measurements, and what they come to."""
     import measure as measuring
 
@@ -211,19 +211,20 @@ def measure(size: Size) -> None:
     from ponder.tasks import load
     from ponder.train.run import steps_of
 
-    if Path("results.json").exists():
+    if results_of(asked).exists():
         return
-    task, kept = load("data/test.jsonl"), Path("measured")
-    kept.mkdir(exist_ok=True)
+    task, kept = load(f"data/{asked}.jsonl"), Path("measured", asked)
+    kept.mkdir(parents=True, exist_ok=True)
     runs = measuring.measured(task, Path("runs"), kept, measuring.Plan(size.budgets, size.pool))
     made = Made("python recipes/tiny/run.py", f"{os.cpu_count()} cores, {platform.machine()}",
                 date=datetime.now(UTC).date().isoformat(), sha256=task.sha256)  # fmt: skip
     curves = measuring.studied(task, runs, made)
-    study.dump(curves, Path("study.json"))
-    plot.draw(curves, Path("accuracy.png"))
+    if asked == "test":
+        study.dump(curves, Path("study.json"))
+        plot.draw(curves, Path("accuracy.png"))
     rewards = [line["reward"] for line in steps_of(Path("runs/rl"))]
     found = measuring.results(curves, runs, rewards)
-    Path("results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    results_of(asked).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import chains
 
 from ponder.data.examples import Example
 from ponder.data.step_labels import MOST_STEPS
-from ponder.engine.torch_sampler import Job, Sampler
-from ponder.engine.torch_tokens import Tokens
-from ponder.train.kinds import Dataset, fitting
-from ponder.train.model import Loaded, load
-from ponder.train.recipe import Recipe, Reward
-from ponder.train.reward_model import labelled_row
+from ponder.engine.torch_sampler import Job
+from ponder.train.model import load
+from ponder.train.sampling import sampler_of
 from ponder.train.texts import Texts
-from ponder.types import Sample, Score, Scored, Trace, from_json, to_json
+from ponder.types import Sample, Score, Scored, Trace, to_json
 from ponder.verifiers.reward_model import step_ends
 
 CONTEXT = 256
@@ -33,10 +29,8 @@ JUDGE = "chain_steps"
 def write_samples(model: Path, examples: Sequence[Example], n: int, path: Path, slots: int = 96) -> None:
     """`n` samples of each question at temperature 1 as traces, in a file, each with the score of its steps."""
     loaded = load(str(model))
-    texts, network = Texts.of(loaded), loaded.model
-    tokens = Tokens(loaded.tokenizer, network.config.vocab_size, (texts.end,))
-    pieces = [tokens.piece(number) for number in range(tokens.size)]
-    sampler = Sampler(network, end_ids=(texts.end,), pieces=pieces, slots=slots, context=CONTEXT)
+    texts = Texts.of(loaded)
+    sampler = sampler_of(loaded, texts, CONTEXT, slots)
     jobs = [Job(tuple(texts.prompt(each.prompt)), n, LONGEST, seed=seed) for seed, each in enumerate(examples)]
     part = path.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
@@ -80,24 +74,3 @@ def right_steps(example: Example, sample: Sample) -> tuple[float, ...]:
         right.append(float(number < len(operations) and line == chains.step(operations[number], value)))
         value = line[-1:]
     return tuple(right)
-
-
-# ---------------------------------------------------------------- rows of the reward model
-
-
-def labelled(recipe: Recipe, start: Loaded) -> Dataset:
-    """The samples' steps as rows to learn from, with the judge's labels; a share of the questions is held out."""
-    told, texts = recipe.reward or Reward(), Texts.of(start)
-    rows: list[list[Any]] = [[], []]
-    for source in recipe.data.sources:
-        traces = [from_json(Trace, line) for line in Path(source.source).read_text("utf-8").splitlines()]
-        learnt = round(len(traces) * (1 - told.held_out))
-        for number, trace in enumerate(traces):
-            for event in trace.events:
-                if isinstance(event, Scored) and event.score.steps:
-                    sample = trace.samples[event.sample]
-                    row = labelled_row(
-                        texts, sample, event.score.steps, marker=told.marker or "", token=told.plus, against=told.minus
-                    )
-                    rows[number >= learnt].append(row)
-    return fitting(recipe, *rows)

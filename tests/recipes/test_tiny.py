@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -56,9 +57,9 @@ def test_a_chain_carries_its_last_digit_on() -> None:
         lines = made.thinking.split("\n")
         assert len(lines) == len(operations)
         for operation, line in zip(operations, lines, strict=True):
-            name, by, sign = re.fullmatch(r"([a-h]):(\d)([+*])", operation).groups()  # type: ignore[union-attr]
-            result = int(by) * int(value) if sign == "*" else int(by) + int(value)
-            assert line == f"{name}:{by}{sign}{value}={result}"
+            name, by = re.fullmatch(r"([a-h])([1-9*])", operation).groups()  # type: ignore[union-attr]
+            result = 3 * int(value) if by == "*" else int(by) + int(value)
+            assert line == f"{name}{by}:{value}={result}"
             value = str(result % 10)
         assert made.answer == made.reference == value
 
@@ -72,9 +73,19 @@ def test_chains_are_the_same_for_a_seed_and_keep_away_from_the_test() -> None:
     assert test & {each.question for each in chains.chains(3000, range(2, 9), seed=1)}  # they would have met
 
 
+def test_thinking_is_cut_anywhere_and_often_after_a_line() -> None:
+    (made,) = chains.chains(1, [5], seed=3)
+    draw = random.Random(0)
+    cuts = [chains.cut(made, draw) for _ in range(400)]
+    assert all((made.thinking + "\n").startswith(each.thinking) and each.thinking for each in cuts)
+    assert {each.answer for each in cuts} == {made.answer}
+    assert {len(each.thinking) for each in cuts} == set(range(1, len(made.thinking) + 2))
+    assert 0.5 < sum(each.thinking.endswith("\n") for each in cuts) / len(cuts) < 0.7
+
+
 def test_the_tokenizer_reads_any_text_and_has_the_markers() -> None:
     tokenizer = chains.tokenizer()
-    for text in ("3 a:4+ b:7*", "Anna has 5 äpfel\n"):
+    for text in ("3 a4 b*", "Anna has 5 äpfel\n"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
     assert len(tokenizer("<think>\n</think>", add_special_tokens=False).input_ids) == 3
 
@@ -114,6 +125,7 @@ def test_every_claim_can_fail() -> None:
     for difference in found["differences"].values():
         difference["low"] = -0.01
     found["kept"]["value"] = 0.79
+    found["accuracy"]["rl, thinking"]["value"] = 0.0
     assert not any(claim.holds for claim in claims.checked(found))
 
 

@@ -118,3 +118,10 @@ def test_a_reader_that_takes_nothing_holds_the_frames_back() -> None:
         await pinged.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(slow())
+
+
+def test_no_character_of_a_text_ends_a_line() -> None:
+    text = "a\u0085b\u2028c\u2029d\né"
+    made = frame({"text": text}).decode()
+    assert made.splitlines() == [made.splitlines()[0], ""]
+    assert json.loads(made.splitlines()[0].removeprefix("data: ")) == {"text": text}

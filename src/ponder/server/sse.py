@@ -23,9 +23,14 @@ CONTENT_TYPE = "text/event-stream; charset=utf-8"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
+_LINE_ENDS = {ord(each): f"\\u{ord(each):04x}" for each in "\u0085\u2028\u2029"}
+
+
 def frame(data: Any, event: str = "") -> bytes:
     """One event with `data` as JSON on one line, named `event` where the dialect names its events."""
     text = _encode(data)
+    if not text.isascii():  # some clients end a line at these
+        text = text.translate(_LINE_ENDS)
     head = f"event: {event}\n" if event else ""
     return f"{head}data: {text}\n\n".encode()
 
