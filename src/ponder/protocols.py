@@ -28,6 +28,9 @@ class Capabilities:
     exact_cancel: after a cancel nothing more is generated, and every generated token was delivered.
     until: honours `SamplingParams.until`.
     first: honours `SamplingParams.first`.
+    stops: honours `SamplingParams.stops`.
+    grammar: honours `SamplingParams.grammar`.
+    top: how many of the likeliest tokens it can report at each place.
     adapters: names of the low-rank adapters that a request may switch on.
     """
 
@@ -40,6 +43,9 @@ class Capabilities:
     exact_cancel: bool = True
     until: bool = False
     first: bool = False
+    stops: bool = False
+    grammar: bool = False
+    top: int = 0
     adapters: tuple[str, ...] = ()
 
 
@@ -73,7 +79,15 @@ class SamplingParams:
 
     `until` ends a sample, with finish "length", after the first token whose text holds that character:
     it can then be continued. `first` is the number of the first sample of the request: sample i draws what
-    sample `first` + i would. Both only where the engine's capabilities say so.
+    sample `first` + i would. `stops` end a sample as `until` does, after the first token with which its new text holds
+    one of them.
+
+    `grammar` is what a sample has to say: text in llguidance's dialect of Lark, or in its JSON form
+    `{"grammars": [{"json_schema": {...}}]}` (see `ponder.chat.answer_grammar`). It begins at the first new token, or
+    has taken in the last `grammar_consumed` tokens of the prefix already; tokens that it forbids are never sampled.
+    Where it is complete and nothing but the end may follow, the sample ends with "stop", without an end-of-turn token.
+    The log-probabilities stay those of the model without it. `top` asks for the likeliest tokens at each place.
+    All of these only where the engine's capabilities say so.
     """
 
     max_tokens: int
@@ -86,8 +100,20 @@ class SamplingParams:
     adapters: Mapping[str, float] | None = None
     until: str = ""
     first: int = 0
+    stops: tuple[str, ...] = ()
+    grammar: str = ""
+    grammar_consumed: int = 0
+    top: int = 0
 
     def __post_init__(self) -> None:
+        if not all(self.stops):
+            raise ValueError("stops must not be empty texts")
+        if self.grammar_consumed < 0 or (self.grammar_consumed and not self.grammar):
+            raise ValueError(
+                f"grammar_consumed counts tokens of a grammar, so it cannot be {self.grammar_consumed} here"
+            )
+        if self.top < 0:
+            raise ValueError(f"top must be at least 0, not {self.top}")
         if len(self.until) > 1:
             raise ValueError(f"until must be one character, not {self.until!r}")
         if self.first < 0:
@@ -114,7 +140,8 @@ class Chunk:
     a sample has `finish` set. `prompt_computed` and `prompt_cached` are nonzero in at most one chunk
     of a request and count the prompt once. `lost` counts tokens that the engine generated and could
     not deliver (a cut inside a character, say); they cost, and are in no `ids`. `pending` says that
-    bytes of an unfinished character are held back after these ids.
+    bytes of an unfinished character are held back after these ids. `top` holds, for each of `ids` where
+    `SamplingParams.top` asked for it, the likeliest tokens at its place and their log-probabilities, best first.
     """
 
     index: int
@@ -126,6 +153,7 @@ class Chunk:
     prompt_cached: int = 0
     lost: int = 0
     pending: bool = False
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ponder.engine.sampling import Sampling, log_softmax_at, pick
+from ponder.engine.sampling import Sampling, likeliest, log_softmax_at, pick, picks
 from ponder.errors import EngineError
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, ignore_eos=False)
@@ -237,3 +237,69 @@ def test_whatever_is_picked_may_be_picked(
         assert logprob == pytest.approx(log_probability(logits, token), abs=1e-4)
         assert log_softmax_at(given_logits, token) == pytest.approx(logprob, abs=1e-6)
     np.testing.assert_array_equal(given_logits, array(logits))
+
+
+# ---------------------------------------------------------------- under a constraint
+
+ALLOWED = st.lists(st.booleans(), min_size=len(HILLY), max_size=len(HILLY)).filter(any)
+ANY_SAMPLING = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    top_k=st.sampled_from([0, 3]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    seed=st.integers(0, 99),
+    ignore_eos=st.just(False),
+)
+
+
+@given(ALLOWED, ANY_SAMPLING)
+def test_what_is_not_allowed_is_drawn_as_if_it_did_not_exist(allowed: list[bool], how: Sampling) -> None:
+    logits, kept = array(HILLY), np.flatnonzero(allowed)
+    ((token, logprob),) = picks(logits, how, [how.random(0)], allowed=np.array(allowed))
+    alone, _ = pick(logits[kept], how, how.random(0))
+    assert token == kept[alone]
+    assert logprob == log_softmax_at(logits, token)  # the model's own, whatever was allowed
+
+
+@given(ANY_SAMPLING)
+def test_where_all_is_allowed_nothing_changes(how: Sampling) -> None:
+    every = np.ones(len(HILLY), dtype=bool)
+    assert picks(array(HILLY), how, [how.random(1)], allowed=every) == [pick(array(HILLY), how, how.random(1))]
+
+
+@given(ALLOWED, ANY_SAMPLING, st.sets(st.integers(0, len(HILLY) - 1), max_size=4))
+def test_what_is_banned_is_not_drawn_though_it_is_allowed(allowed: list[bool], how: Sampling, banned: set[int]) -> None:
+    mask = np.array(allowed)
+    if not set(np.flatnonzero(mask)) - banned:
+        return
+    before = mask.copy()
+    ((token, _),) = picks(array(HILLY), how, [how.random(0)], np.array(sorted(banned), dtype=np.int64), mask)
+    assert allowed[token]
+    assert token not in banned
+    assert (mask == before).all()
+
+
+def test_what_the_model_finds_all_but_impossible_is_drawn_where_nothing_else_may_be() -> None:
+    logits = array([900.0, 0.0, -900.0, -901.0])
+    drawn = picks(
+        logits, replace(PLAIN, temperature=0.5), [PLAIN.random(0)], allowed=np.array([0, 0, 1, 1], dtype=bool)
+    )
+    assert drawn == [(2, -1800.0)] or drawn == [(3, -1801.0)]
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40), st.integers(1, 50))
+def test_the_likeliest_are_the_first_of_the_sorted_log_softmax(logits: list[float], count: int) -> None:
+    found = likeliest(array(logits), count)
+    every = sorted(
+        ((log_softmax_at(array(logits), token), token) for token in range(len(logits))), key=lambda e: (-e[0], e[1])
+    )
+    assert [token for token, _ in found] == sorted(
+        range(len(logits)), key=lambda token: (-array(logits)[token], token)
+    )[:count]
+    assert [chance for _, chance in found] == pytest.approx([chance for chance, _ in every[:count]], abs=1e-4)
+
+
+def test_the_likeliest_of_no_numbers_are_an_error() -> None:
+    with pytest.raises(EngineError):
+        likeliest(array([math.nan, 1.0]), 1)

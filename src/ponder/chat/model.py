@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ponder.chat.answer_grammar import constrained
 from ponder.chat.formats import ELICIT, ThinkingFormat, detect
 from ponder.chat.template import CHATML, ChatTemplate
+from ponder.errors import Unsupported
 from ponder.protocols import Engine, SamplingParams
 from ponder.types import Cost, Message, Text
 
@@ -36,7 +38,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Model:
-    """What strategies work with. `stop`, where given, ends the request softly as soon as it is set."""
+    """What strategies work with. `stop`, where given, ends the request softly as soon as it is set.
+
+    `answer_grammar` (see `answer_grammar`) binds every answer, and no thinking. An answer that the budget cuts short is
+    no more than a beginning of what the grammar asks for.
+    """
 
     engine: Engine
     template: ChatTemplate
@@ -45,6 +51,7 @@ class Model:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=1))
     price: Price | None = None
     stop: asyncio.Event | None = None
+    answer_grammar: str = ""
 
     def eliciting(self) -> Model:
         """The same model, asked in words to think step by step. The markers it was trained on stay markers."""
@@ -54,6 +61,20 @@ class Model:
         markers = (*own.ends, *own.open_markers, *own.close_markers, own.closing.strip(), own.skip.strip())
         ends = dict.fromkeys(each for each in (*ELICIT.ends, *markers) if each)
         return replace(self, format=replace(ELICIT, ends=tuple(ends)))
+
+    def bound(self) -> Model:
+        """The same model with a format in which its answer can be bound to `answer_grammar`, where it has one.
+
+        Raises Unsupported where its engine binds samples to no grammar.
+        """
+        if not self.answer_grammar:
+            return self
+        if not self.engine.capabilities.grammar:
+            raise Unsupported(
+                f"{self.name} runs on an engine that holds answers to no schema or grammar",
+                "run it with gguf: or hf:, or ask for plain text",
+            )
+        return replace(self, format=constrained(self.format, self.answer_grammar))
 
     async def prompt(self, messages: Sequence[Message], think: bool, tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """Renders messages up to where the model goes on, and says whether it goes on thinking."""

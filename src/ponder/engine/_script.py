@@ -108,6 +108,20 @@ class ByteTokenizer:
         longest_first = sorted(self._ids, key=len, reverse=True)
         return re.compile(b"(" + b"|".join(map(re.escape, longest_first)) + b")")
 
+    @property
+    def size(self) -> int:
+        return EOS + len(self.names)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        return (EOS,)
+
+    def special_ids(self) -> tuple[int, ...]:
+        return tuple(range(EOS, self.size))
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.encode(text)
+
     def encode(self, text: str | bytes) -> list[int]:
         """Token ids; the names of special tokens become their ids."""
         ids: list[int] = []

@@ -79,6 +79,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_model_meta_val_str_by_index": (c.c_int32, (_VOID, c.c_int32, c.c_char_p, c.c_size_t)),
     "llama_vocab_n_tokens": (c.c_int32, (_VOID,)),
     "llama_vocab_is_eog": (c.c_bool, (_VOID, c.c_int32)),
+    "llama_vocab_is_control": (c.c_bool, (_VOID, c.c_int32)),
     "llama_vocab_bos": (c.c_int32, (_VOID,)),
     "llama_vocab_eos": (c.c_int32, (_VOID,)),
     "llama_tokenize": (
@@ -231,6 +232,11 @@ class Model:
         """Ids that end a turn."""
         is_end = self._library.llama_vocab_is_eog
         return tuple(token for token in range(self.vocabulary_size) if is_end(self._vocabulary, token))
+
+    def control_ids(self) -> tuple[int, ...]:
+        """Ids that are no text but say something to the model."""
+        is_control = self._library.llama_vocab_is_control
+        return tuple(token for token in range(self.vocabulary_size) if is_control(self._vocabulary, token))
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text`: special tokens are recognised, nothing is added."""

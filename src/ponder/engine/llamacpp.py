@@ -20,13 +20,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ponder import errors
 from ponder.engine.libllama import CACHE_TYPES
-from ponder.engine.streaming import Asker, Line, Mailbox, no_chat
+from ponder.engine.streaming import CAPABILITIES, Asker, Line, Mailbox, no_chat
 from ponder.engine.weights import Adapter
 from ponder.errors import EngineDisconnected, EngineError
 from ponder.protocols import Capabilities, ChatChunk, Chunk, ModelInfo, SamplingParams
@@ -162,7 +162,7 @@ class LlamaEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(score=True, until=True, first=True, adapters=tuple(a.name for a in self._adapters))
+        return replace(CAPABILITIES, adapters=tuple(a.name for a in self._adapters))
 
     @property
     def pid(self) -> int:

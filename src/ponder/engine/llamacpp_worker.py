@@ -33,6 +33,9 @@ class _Vocabulary:
     def piece(self, token: int) -> bytes:
         return self.model.piece(token)
 
+    def special_ids(self) -> tuple[int, ...]:
+        return self.model.control_ids()
+
 
 class Worker:
     """One model, one scheduler, one stream of requests."""

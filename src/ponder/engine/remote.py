@@ -247,6 +247,9 @@ class RemoteEngine:
 def _check_params(params: SamplingParams) -> None:
     if params.until or params.first:
         raise Unsupported("a server cannot stop at a character or number its samples", "leave until and first out")
+    if params.stops or params.grammar or params.top:
+        problem = "a remote engine holds its samples to no grammar, and tells no likeliest tokens"
+        raise Unsupported(problem, "leave grammar, stops and top out, or run the model with gguf: or hf:")
     if params.adapters:
         names = ", ".join(params.adapters)
         raise Unsupported(

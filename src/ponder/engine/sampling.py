@@ -6,7 +6,7 @@ Filters apply in the order temperature, top-k, min-p, top-p, as in vLLM:
     top-k  keeps the k largest; min-p keeps p_i >= min_p * max p;
     top-p  keeps the smallest set of largest p_i whose sum reaches top_p (Holtzman et al., 2020)
 
-The reported log-probability is the model's own, at temperature 1 and before any filter.
+The reported log-probability is the model's own, at temperature 1 and before any filter or constraint.
 """
 
 from __future__ import annotations
@@ -62,12 +62,24 @@ def picks(
     sampling: Sampling,
     randoms: Sequence[np.random.Generator],
     banned: npt.NDArray[np.int64] | None = None,
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> list[tuple[int, float]]:
-    """What `pick` gives for each of several streams of random numbers, for little more than one costs."""
+    """What `pick` gives for each of several streams of random numbers, for little more than one costs.
+
+    Nothing but what is `allowed` (vocabulary,) is picked: at least one token that is not banned.
+    """
     peak = _peak(logits)
     weights = logits - peak
     exponentials = np.exp(weights)
     total = np.log(exponentials.sum())
+    if allowed is not None:
+        if banned is not None:
+            allowed = allowed.copy()
+            allowed[banned] = False
+        banned = np.flatnonzero(~allowed)
+        if 2 * banned.size > allowed.size:  # what is left is looked at alone
+            tokens = _constrained(weights, sampling, randoms, np.flatnonzero(allowed))
+            return [(token, float(logits[token] - peak - total)) for token in tokens]
     if banned is not None:
         weights[banned] = -np.inf
         weights -= weights.max()  # the rest would underflow where the model wants nothing but what is banned
@@ -79,6 +91,33 @@ def picks(
             np.exp(weights, out=exponentials)
         tokens = _drawn(exponentials, sampling, randoms)
     return [(token, float(logits[token] - peak - total)) for token in tokens]
+
+
+def _constrained(
+    weights: Logits, sampling: Sampling, randoms: Sequence[np.random.Generator], ids: npt.NDArray[np.int64]
+) -> list[int]:
+    """Tokens out of `ids`, by the logarithms `weights` (vocabulary,): filters see nothing but these."""
+    chosen = weights[ids]
+    chosen -= chosen.max()  # they would underflow where the model wants none of them
+    if sampling.temperature == 0:
+        return [int(ids[chosen.argmax()])] * len(randoms)
+    if sampling.temperature != 1:
+        chosen *= np.float32(1 / min(max(sampling.temperature, _COLDEST), _HOTTEST))
+    return [int(ids[place]) for place in _drawn(np.exp(chosen), sampling, randoms)]
+
+
+def likeliest(logits: Logits, count: int) -> list[tuple[int, float]]:
+    """The `count` likeliest tokens of `logits` (vocabulary,) with their log-probabilities, best first, then by number.
+
+    Raises EngineError for logits that are no numbers.
+    """
+    peak = _peak(logits)
+    count = min(count, logits.size)
+    least = np.partition(logits, -count)[-count]
+    ids = np.flatnonzero(logits >= least)  # as many as are tied with the last
+    ids = ids[np.argsort(-logits[ids], kind="stable")][:count]
+    total = np.log(np.exp(logits - peak).sum())
+    return [(int(token), float(logits[token] - peak - total)) for token in ids]
 
 
 def _drawn(weights: Logits, sampling: Sampling, randoms: Sequence[np.random.Generator]) -> list[int]:

@@ -6,7 +6,8 @@ share (`llama_memory_seq_cp` copies no memory). Samples of a request that have s
 line, computed once, from whose probabilities each draws by its own random numbers; where they draw
 different tokens, the line parts. Finished sequences stay as long as there is room, so
 that a continuation, or a fork at any token, finds all but its last token already computed; where
-they take more than a few cells, they wait on a `shelf.Shelf` instead.
+they take more than a few cells, they wait on a `shelf.Shelf` instead. A request may have a `Guide`, which says what
+its samples may say next and where they end: each line has its own, and the others pay nothing for it.
 
 Room is promised before a sample starts (its prompt plus `max_tokens`), so running samples never run
 out of cache; idle sequences give way in the order of their last use.
@@ -15,20 +16,25 @@ out of cache; idle sequences give way in the order of their last use.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ponder.engine.guide import Guide
 from ponder.engine.libllama import ABORTED
-from ponder.engine.sampling import Sampling, log_softmax_at, picks
+from ponder.engine.sampling import Sampling, likeliest, log_softmax_at, picks
 from ponder.engine.shelf import Shelf, State, cells, common
-from ponder.errors import ContextOverflow, EngineError, PonderError
+from ponder.errors import ContextOverflow, EngineError, InputError, PonderError
 from ponder.protocols import LogProbs
+from ponder.types import Finish
 
 Logits = npt.NDArray[np.float32]
+
+Row = tuple[int, int, float, *tuple[list[tuple[int, float]], ...]]
+"""(index of a sample, id, logprob), and the likeliest tokens at this place where they were asked for."""
 
 PREFILL_BESIDE_DECODE = 128
 """Prompt tokens a step while samples are running: bounds the pause that a new prompt gives them."""
@@ -81,19 +87,33 @@ class _Line:
     slot: _Slot
     next: int
     samples: list[_Sample]
+    guide: Guide | None = None
+
+
+@dataclass
+class _Way:
+    """Samples that have drawn the same token and go on; `guide` knows of it."""
+
+    token: int
+    guide: Guide | None
+    samples: list[_Sample] = field(default_factory=list)
 
 
 @dataclass
 class _Drawn:
-    """What the samples of a request said in a step: (index, id, logprob) and (index, finish)."""
+    """What the samples of a request said in a step: rows and (index, finish); or why they cannot go on."""
 
-    tokens: list[tuple[int, int, float]] = field(default_factory=list)
+    tokens: list[Row] = field(default_factory=list)
     finishes: list[tuple[int, str]] = field(default_factory=list)
+    error: PonderError | None = None
 
 
 @dataclass
 class Request:
-    """n continuations of `prefix`. `emit(tokens, finishes)` gets (index, id, logprob) and (index, finish) rows."""
+    """n continuations of `prefix`. `emit(tokens, finishes)` gets `Row`s and (index, finish).
+
+    `guide` is what its samples begin with. `top`: how many of the likeliest tokens a row tells.
+    """
 
     key: int
     prefix: list[int]
@@ -101,11 +121,13 @@ class Request:
     max_tokens: int
     sampling: Sampling
     adapters: tuple[float, ...]
-    emit: Callable[[list[tuple[int, int, float]], list[tuple[int, str]]], None]
+    emit: Callable[[list[Row], list[tuple[int, str]]], None]
     fail: Callable[[PonderError], None]
     prompt: Callable[[int, int], None]
     pauses: Callable[[int], bool] = lambda token: False
     """Whether a sample ends after this token, to be continued."""
+    guide: Guide | None = None
+    top: int = 0
     holder: _Slot | None = None
     logits: Logits | None = None
     started: int = 0
@@ -269,26 +291,37 @@ class Scheduler:
         request.started += 1
         request.running += 1
         drawn = _Drawn()
-        (token,) = self._draw(request, [sample], request.logits, drawn) or (None,)
-        if token is not None:
-            self._join(request, sample, token)
+        guide = request.guide if request.guide is None or request.started == request.n else request.guide.fork()
+        ways = self._draw(request, [sample], request.logits, drawn, guide)
+        for way in ways:
+            self._join(request, sample, way)
         if request.started == request.n:
             self._drop_holder(request)
-        request.emit(drawn.tokens, drawn.finishes)
+        self._tell(request, drawn)
+
+    def _tell(self, request: Request, drawn: _Drawn) -> None:
+        """Hands out what was drawn; a request that cannot go on ends, and no other."""
+        if drawn.error is None:
+            request.emit(drawn.tokens, drawn.finishes)
+        else:
+            for line in [line for line in self._lines if line.request is request]:
+                self._end(line)
+            request.cancelled, request.running = True, 0
+            request.fail(drawn.error)
         self._retire(request)
 
-    def _join(self, request: Request, sample: _Sample, token: int) -> None:
+    def _join(self, request: Request, sample: _Sample, way: _Way) -> None:
         """A sample that has said its first token goes with others that said the same, or begins a line of its own."""
         length = len(request.prefix)
         for line in self._lines:
-            if line.request is request and line.next == token and len(line.slot.tokens) == length:
+            if line.request is request and line.next == way.token and len(line.slot.tokens) == length:
                 line.samples.append(sample)
                 return
         assert request.holder is not None
         slot = self._claim(keep=request.holder)
         self._backend.copy(request.holder.number, slot.number, length)
         slot.tokens, slot.adapters = list(request.prefix), request.adapters
-        self._lines.append(_Line(request, slot, token, [sample]))
+        self._lines.append(_Line(request, slot, way.token, [sample], way.guide))
 
     # ------------------------------------------------------------ one step
 
@@ -355,44 +388,64 @@ class Scheduler:
         ways = []
         for row, line in enumerate(decoding):
             _, drawn = said.setdefault(line.request.key, (line.request, _Drawn()))
-            ways.append(self._draw(line.request, line.samples, self._backend.logits(row), drawn))
+            ways.append(self._draw(line.request, line.samples, self._backend.logits(row), drawn, line.guide))
         for line, way in zip(decoding, ways, strict=True):
             self._part(line, way)
         for request, drawn in said.values():
-            request.emit(drawn.tokens, drawn.finishes)
-            self._retire(request)
+            self._tell(request, drawn)
 
     def _draw(
-        self, request: Request, samples: Sequence[_Sample], logits: Logits, drawn: _Drawn
-    ) -> dict[int, list[_Sample]]:
-        """The next token of each sample; those that go on, by their tokens."""
+        self, request: Request, samples: Sequence[_Sample], logits: Logits, drawn: _Drawn, guide: Guide | None
+    ) -> list[_Way]:
+        """The next token of each sample; those that go on, by their tokens. `guide` is used up."""
         banned = self._end_array if request.sampling.ignore_eos else None
-        found = picks(logits, request.sampling, [sample.random for sample in samples], banned)
-        ways: dict[int, list[_Sample]] = {}
+        try:
+            if guide is not None and not samples[0].count and guide.complete:  # by what it was given to begin with
+                drawn.finishes += [(sample.index, "stop") for sample in samples]
+                request.running -= len(samples)
+                return []
+            allowed = None if guide is None else guide.allowed()
+            found = picks(logits, request.sampling, [sample.random for sample in samples], banned, allowed)
+            guided = self._guided(guide, dict.fromkeys(token for token, _ in found))
+        except InputError as error:
+            drawn.error = error
+            return []
+        top = [likeliest(logits, request.top)] if request.top else []
+        ways: dict[int, _Way] = {}
         for sample, (token, logprob) in zip(samples, found, strict=True):
             sample.count += 1
-            drawn.tokens.append((sample.index, token, logprob))
+            drawn.tokens.append((sample.index, token, logprob, *top))
+            after, finish = guided.get(token, (None, None))
             cut = sample.count == request.max_tokens or request.pauses(token)
-            finish = "stop" if token in self._end_ids else "length" if cut else None
+            finish = "stop" if token in self._end_ids else finish or ("length" if cut else None)
             if finish is None:
-                ways.setdefault(token, []).append(sample)
+                ways.setdefault(token, _Way(token, after)).samples.append(sample)
             else:
                 drawn.finishes.append((sample.index, finish))
                 request.running -= 1
-        return ways
+        return list(ways.values())
 
-    def _part(self, line: _Line, ways: dict[int, list[_Sample]]) -> None:
+    def _guided(self, guide: Guide | None, tokens: Iterable[int]) -> dict[int, tuple[Guide, Finish | None]]:
+        """The guide after each of `tokens`, and how a sample ends with it. The last one goes on with `guide` itself."""
+        if guide is None:
+            return {}
+        going = [token for token in tokens if token not in self._end_ids]
+        guides = [guide.fork() for _ in going[1:]] + [guide]
+        return {token: (each, each.take(token)) for token, each in zip(going, guides, strict=False)}
+
+    def _part(self, line: _Line, ways: list[_Way]) -> None:
         """The first way goes on in the line's own sequence, each other one in a copy of it."""
         if not ways:
             self._end(line)
             return
-        (line.next, line.samples), *others = ways.items()
+        first, *others = ways
+        line.next, line.samples, line.guide = first.token, first.samples, first.guide
         parted = []
-        for token, samples in others:
+        for way in others:
             slot = self._claim(keep=line.slot)
             self._backend.copy(line.slot.number, slot.number, len(line.slot.tokens))
             slot.tokens, slot.adapters = list(line.slot.tokens), line.slot.adapters
-            parted.append(_Line(line.request, slot, token, samples))
+            parted.append(_Line(line.request, slot, way.token, way.samples, way.guide))
         place = self._lines.index(line) + 1
         self._lines[place:place] = parted
 

@@ -5,7 +5,8 @@
 
 It is meant for tests, examples and fault injection. Its tokenizer works on bytes, so that every
 character beyond ASCII and every marker spans many tokens: the worst case for code that counts
-tokens. Sampling settings other than `max_tokens` and `ignore_eos` reach the reply and change nothing else.
+tokens. Sampling settings other than `max_tokens` and `ignore_eos`, and `stops` and `grammar` where it was opened for
+them, reach the reply and change nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -41,6 +43,8 @@ from ponder.engine._script import (
     shared,
     validate,
 )
+from ponder.engine.constraint import Vocabulary
+from ponder.engine.guide import Guide
 from ponder.errors import (
     ContextOverflow,
     EngineDisconnected,
@@ -117,6 +121,7 @@ class _Lane:
     due: list[_Due] = field(default_factory=list)
     struck: dict[int, int] = field(default_factory=dict)
     wrong_tokens: int = 0
+    guide: Guide | None = None
     state: Literal["open", "finished", "hung", "gone"] = "open"
 
 
@@ -138,7 +143,8 @@ class _Call:
         text = codecs.getincrementaldecoder("utf-8")("replace")
         # A prefix may end inside a character (a fork does not care): the decoder has to know its first bytes.
         text.decode(self.engine.tokenizer.decode(self.prefix[-3:]))
-        return _Lane(index, iter(self.engine.reply(self.prefix, self.params.first + index, self.params)), text)
+        source = iter(self.engine.reply(self.prefix, self.params.first + index, self.params))
+        return _Lane(index, source, text, guide=self.engine._guide(self.prefix, self.params))
 
     @property
     def sequences(self) -> list[tuple[int, ...]]:
@@ -186,6 +192,11 @@ class _Call:
                 continue
             if token == EOS and self.params.ignore_eos:
                 token = NEWLINE
+            if lane.guide is not None:
+                if lane.guide.complete:
+                    finish = "stop"
+                    break
+                token = self._allowed(lane.guide, token, len(lane.ids))
             ids.append(token)
             lane.ids.append(token)
             if token == EOS:
@@ -196,7 +207,17 @@ class _Call:
                 text += lane.text.decode(piece)
                 cut = len(lane.ids) >= self.limit or (self.params.until and self.params.until.encode() in piece)
                 finish = "length" if cut else None
+                if lane.guide is not None:
+                    finish = lane.guide.take(token) or finish
         return self._chunk(lane, ids, text, finish)
+
+    def _allowed(self, guide: Guide, token: int, place: int) -> int:
+        """The token, or one of those that its grammar allows, each in its turn."""
+        mask = guide.allowed()
+        if mask is None or (mask[token] and not (token == EOS and self.params.ignore_eos)):
+            return token
+        others = [int(each) for each in mask.nonzero()[0] if each != EOS or not self.params.ignore_eos]
+        return others[place % len(others)]
 
     def _chunk(self, lane: _Lane, ids: list[int], text: str, finish: Finish | None) -> Chunk:
         self.engine.generated += len(ids)
@@ -292,6 +313,8 @@ class ScriptedEngine:
     chat_only: deals in messages alone, as many servers do: `chat` works, `sample` does not.
     burst: tokens a chunk.
     until: whether it ends samples at `SamplingParams.until`.
+    grammar: whether it obeys `SamplingParams.grammar` and `stops`: other tokens take the place of those that the
+        grammar forbids.
     logprob: log-probability of a token after a prefix; without it there are none, and no `score`.
 
     `calls`, `generated` (tokens given out, cancelled streams included) and `open_streams` are honest
@@ -312,6 +335,7 @@ class ScriptedEngine:
         burst: int = 1,
         logprob: LogProb | None = None,
         until: bool = True,
+        grammar: bool = False,
         uri: str | None = None,
     ) -> None:
         if burst < 1 or context < 1:
@@ -338,6 +362,8 @@ class ScriptedEngine:
             score=logprob is not None,
             until=until,
             first=True,
+            stops=grammar,
+            grammar=grammar,
         )
         self._affected: list[set[int]] = [set() for _ in self.faults]
         self._cache = _PrefixCache()
@@ -451,6 +477,8 @@ class ScriptedEngine:
             raise ValueError(f"n must be at least 1, not {n}")
         if params.until and not self._capabilities.until:
             raise Unsupported("this scripted engine does not stop at a text", "leave until out")
+        if params.top or ((params.grammar or params.stops) and not self._capabilities.grammar):
+            raise Unsupported("this scripted engine says what its script says", "leave grammar, stops and top out")
         if params.adapters:
             raise Unsupported("a scripted engine has no adapters", "leave adapters out")
         if not prefix:
@@ -461,6 +489,19 @@ class ScriptedEngine:
                 f"a prompt of {len(prefix)} tokens leaves no room in a context of {self._info.context}",
                 "shorten it, or raise the script's context",
             )
+
+    def _guide(self, prefix: tuple[int, ...], params: SamplingParams) -> Guide | None:
+        if not params.grammar and not params.stops:
+            return None
+        begun = None
+        if params.grammar:
+            consumed = prefix[len(prefix) - params.grammar_consumed :]
+            begun = self._vocabulary.begin(params.grammar, consumed)
+        return Guide(self.tokenizer.piece, begun, tuple(stop.encode() for stop in params.stops))
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
 
     def _cached(self, prefix: tuple[int, ...]) -> int:
         """How many tokens of `prefix` were seen before, in ended streams and in open ones."""

@@ -11,8 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ponder.engine import constraint
+from ponder.engine.guide import Guide
 from ponder.engine.sampling import Sampling
-from ponder.engine.scheduler import Request, Scheduler, describe
+from ponder.engine.scheduler import Request, Row, Scheduler, describe
 from ponder.errors import EngineError, InputError, PonderError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Vocabulary(Protocol):
-    """The tokens of a model. `piece` gives the bytes of one, special tokens included."""
+    """The tokens of a model. `piece` gives the bytes of one, `special_ids` included, which are no text."""
 
     @property
     def size(self) -> int: ...
@@ -31,6 +33,8 @@ class Vocabulary(Protocol):
     def tokenize(self, text: str) -> list[int]: ...
 
     def piece(self, token: int) -> bytes: ...
+
+    def special_ids(self) -> tuple[int, ...]: ...
 
 
 class Server:
@@ -53,6 +57,7 @@ class Server:
         self._reply, self._interrupt, self._before = reply, interrupt, before
         self._inbox: queue.SimpleQueue[Line | Callable[[], None] | None] = queue.SimpleQueue()
         self._scores: deque[Line] = deque()
+        self._constraints: constraint.Vocabulary | None = None
 
     # ------------------------------------------------------------ from any thread
 
@@ -158,8 +163,8 @@ class Server:
         key = line["id"]
         remaining = set(range(line["n"]))
 
-        def emit(tokens: list[tuple[int, int, float]], finishes: list[tuple[int, str]]) -> None:
-            rows = [(i, token, logprob, self._piece(token)) for i, token, logprob in tokens]
+        def emit(tokens: list[Row], finishes: list[tuple[int, str]]) -> None:
+            rows = [(i, token, logprob, self._piece(token), *top) for i, token, logprob, *top in tokens]
             remaining.difference_update(index for index, _ in finishes)
             self._reply({"id": key, "t": rows, "f": finishes} | ({} if remaining else {"end": True}))
 
@@ -177,9 +182,11 @@ class Server:
             emit=emit,
             fail=fail,
             prompt=lambda computed, cached: self._reply({"id": key, "prompt": (computed, cached)}),
+            top=line.get("top", 0),
         )
         try:
             self._check(request.prefix)
+            request.guide = self._guide(line)
             self._scheduler.add(request)
         except PonderError as error:
             fail(error)
@@ -187,6 +194,20 @@ class Server:
     def _pauses(self, until: str) -> Callable[[int], bool]:
         wanted = until.encode().decode("latin-1")
         return lambda token: bool(wanted) and wanted in self._piece(token)
+
+    def _guide(self, line: Line) -> Guide | None:
+        """What samples are followed with, where anything is to be. Raises InputError for a grammar that is none."""
+        grammar, stops, consumed = line.get("grammar", ""), line.get("stops", ()), line.get("consumed", 0)
+        if not grammar and not stops:
+            return None
+        if consumed > len(line["prefix"]):
+            raise InputError(f"a prefix of {len(line['prefix'])} tokens does not end in {consumed} of a grammar")
+        begun = None
+        if grammar:
+            if self._constraints is None:
+                self._constraints = constraint.Vocabulary(self._vocabulary)
+            begun = self._constraints.begin(grammar, line["prefix"][len(line["prefix"]) - consumed :])
+        return Guide(self._vocabulary.piece, begun, tuple(stop.encode("utf-8", "surrogatepass") for stop in stops))
 
     def _piece(self, token: int) -> str:
         return "" if token in self._vocabulary.end_ids else self._vocabulary.piece(token).decode("latin-1")

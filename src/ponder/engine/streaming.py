@@ -21,10 +21,16 @@ from typing import Any, Protocol
 from ponder import errors
 from ponder.engine.sampling import Sampling
 from ponder.errors import InputError, PonderError, Unsupported
-from ponder.protocols import Chunk, LogProbs, SamplingParams
+from ponder.protocols import Capabilities, Chunk, LogProbs, SamplingParams
 from ponder.types import Finish
 
 Line = dict[str, Any]
+
+TOP = 100
+"""Likeliest tokens that may be asked for at each place."""
+
+CAPABILITIES = Capabilities(score=True, until=True, first=True, stops=True, grammar=True, top=TOP)
+"""What `serving.Server` can do."""
 
 _Decoder = getincrementaldecoder("utf-8")
 
@@ -135,6 +141,14 @@ class Asker:
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
         if n < 1:
             raise InputError(f"n must be at least 1, not {n}")
+        if params.top > TOP:
+            raise Unsupported(f"this engine tells {TOP} of the likeliest tokens, not {params.top}", f"ask for {TOP}")
+        seldom = {
+            "stops": params.stops,
+            "grammar": params.grammar,
+            "consumed": params.grammar_consumed,
+            "top": params.top,
+        }
         line = {
             "op": "sample",
             "prefix": _integers(prefix),
@@ -153,6 +167,7 @@ class Asker:
                     first=params.first,
                 )
             ),
+            **{name: value for name, value in seldom.items() if value},
         }
         return Stream(self.link, next(_keys), line)
 
@@ -219,11 +234,12 @@ class Stream:
             computed, cached = line["prompt"]
             self._ready.append(Chunk(0, prompt_computed=computed, prompt_cached=cached))
         finishes: dict[int, Finish] = dict(line.get("f", ()))
-        for index, token, logprob, piece in line.get("t", ()):
+        for index, token, logprob, piece, *top in line.get("t", ()):
             finish = finishes.pop(index, None)
             text = self._decoders[index].decode(piece.encode("latin-1"), final=False)
             pending = bool(self._decoders[index].getstate()[0])
-            self._ready.append(Chunk(index, (token,), text, (logprob,), finish, pending=pending))
+            told = tuple(tuple((other, chance) for other, chance in each) for each in top)
+            self._ready.append(Chunk(index, (token,), text, (logprob,), finish, pending=pending, top=told))
         self._ready.extend(Chunk(index, finish=finish) for index, finish in finishes.items())
         if line.get("end"):
             self._forget()

@@ -22,7 +22,7 @@ from torch import nn
 from ponder.engine.download import Progress, silent
 from ponder.engine.scheduler import Scheduler
 from ponder.engine.serving import Server, wire
-from ponder.engine.streaming import Asker, Line, Mailbox, no_chat
+from ponder.engine.streaming import CAPABILITIES, Asker, Line, Mailbox, no_chat
 from ponder.engine.torch_adapters import adapters_of, is_plain
 from ponder.engine.torch_backend import TorchBackend
 from ponder.engine.torch_decoder import covers
@@ -32,7 +32,7 @@ from ponder.engine.torch_slow import SlowBackend
 from ponder.engine.torch_tokens import Tokens
 from ponder.engine.weights import Adapter
 from ponder.errors import EngineDisconnected, EngineError, PonderError
-from ponder.protocols import Capabilities, ChatChunk, Chunk, ModelInfo, SamplingParams
+from ponder.protocols import ChatChunk, Chunk, ModelInfo, SamplingParams
 from ponder.types import Message
 
 CONTEXT = 2048
@@ -40,8 +40,6 @@ CONTEXT = 2048
 
 SMALL = 10_000_000
 """Weights of a model that is too small for narrow numbers to make it faster."""
-
-CAPABILITIES = Capabilities(score=True, until=True, first=True)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

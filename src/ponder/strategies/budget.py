@@ -42,15 +42,19 @@ async def think_within(
 async def begun(
     model: Model, question: Question, budget: Budget, n: int = 1, think: bool = True
 ) -> tuple[Limits, list[Draft]]:
-    """The limits of a request, whose clock runs from now, and the drafts of n samples that share `budget`."""
-    limits = Limits(time.monotonic(), budget.seconds, budget.calls, model.stop)
+    """The limits of a request, whose clock runs from now, and the drafts of n samples that share `budget`.
+
+    Raises Unsupported where the model has a grammar for its answers and an engine without.
+    """
+    limits, model = Limits(time.monotonic(), budget.seconds, budget.calls, model.stop), model.bound()
     try:
         async with asyncio.timeout(budget.seconds):
             prompt, chosen = await _prepared(model, question, budget, n, think)
     except TimeoutError:
         raise EngineTimeout(f"the engine did not read the prompt within {limits.described}", "allow more") from None
     end_ids, tools = frozenset(model.engine.info.eos_ids), bool(question.tools)
-    return limits, [Draft(i, prompt.ids, model.format, chosen, prompt.inside, end_ids, tools) for i in range(n)]
+    common = (prompt.ids, model.format, chosen, prompt.inside, end_ids, tools)
+    return limits, [Draft(i, *common, grammar=model.answer_grammar) for i in range(n)]
 
 
 async def _prepared(model: Model, question: Question, budget: Budget, n: int, think: bool) -> tuple[Prompt, Plan]:

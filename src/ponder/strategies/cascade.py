@@ -151,7 +151,8 @@ class _Cascade:
     async def _opened(self, model: Model) -> Model:
         opened = self.large_model if isinstance(self.large_model, Model) else await self.large_model()
         seed = model.params.seed if opened.params.seed is None else opened.params.seed
-        return replace(opened, params=replace(opened.params, seed=seed), stop=opened.stop or model.stop)
+        params, grammar = replace(opened.params, seed=seed), opened.answer_grammar or model.answer_grammar
+        return replace(opened, params=params, stop=opened.stop or model.stop, answer_grammar=grammar)
 
 
 def _probability(sample: Sample) -> float:

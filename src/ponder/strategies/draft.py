@@ -6,6 +6,7 @@ closing, answering, done. `Draft.next` answers what to do; whoever drives it doe
     thinking   up to K tokens, the last `grace` of them one by one, looking for the end of a sentence
     closing    the closing marker is written; where thinking ended below the minimum, "Wait" instead
     answering  what is left, of which L tokens stay back until something has been answered
+    bound      as answering, under a grammar: what is answered is complete, or cut by the budget
     last       nothing answered: the opener ("The answer is") is written; if that is not enough, a token is forced
 
     K = T - R - |closing|        T: tokens of the sample, R: reserved for the answer, R >= L
@@ -25,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ponder.chat.answer_grammar import literal, of_calls
 from ponder.chat.formats import ThinkingFormat
 from ponder.chat.parse import Parser, Piece, State
 from ponder.errors import BudgetTooSmall
@@ -114,10 +116,12 @@ def plan(
 
 @dataclass(frozen=True)
 class Generate:
-    """Ask the engine for at most `tokens` more."""
+    """Ask the engine for at most `tokens` more; of `grammar`, which has taken in the last `consumed` tokens."""
 
     tokens: int
     ignore_eos: bool = False
+    grammar: str = ""
+    consumed: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class Draft:
     """The next engine call is the last."""
     inherited: int = 0
     """So many ids at the beginning are another draft's, which accounts for them."""
+    grammar: str = ""
+    """What the answer is bound to. Thinking then ends with ponder's closing marker alone, and the answer follows it."""
 
     def __post_init__(self) -> None:
         self._parser = Parser(self.format, inside=self.inside, tools=self.tools)
@@ -178,8 +184,17 @@ class Draft:
         self._thinking = 0
         self._cancelled = 0
         self._waited = 0
+        self._bound_from: int | None = None  # where the answer begins that is bound
+        self._stuck = False  # there is no room to begin that
         self.deaf = False
         """Further tokens of the request under way are not wanted."""
+        if self.grammar and not self.plan.think:
+            self._bind()
+
+    def _bind(self) -> None:
+        """What comes from now on is the answer that the grammar asks for, to the letter."""
+        self._parser = Parser(literal(self.format, self.grammar), tools=self.tools and of_calls(self.grammar))
+        self._bound_from = len(self.ids)
 
     def fork(self, index: int) -> Draft:
         """Another draft that goes on from here. What was sampled and dropped so far is this one's to account for."""
@@ -232,6 +247,8 @@ class Draft:
     @property
     def empty(self) -> bool:
         """Nothing has been answered: no word beyond the opener, and no call."""
+        if self._bound_from is not None and self._finish == "stop":
+            return False  # whatever it is, it is all that was asked for
         said = self.answer
         for opener in (self.format.answer_opener, *(self.format.close_markers if self.format.keep_close else ())):
             said = said.removeprefix(opener)
@@ -271,6 +288,8 @@ class Draft:
     @property
     def still_thinking(self) -> bool:
         """What the engine says next is thinking, or may turn out to be."""
+        if self._bound_from is not None:
+            return False
         return self._parser.state == "thinking" or (self._parser.state == "before" and self.plan.think)
 
     # ------------------------------------------------------------ what comes in
@@ -294,15 +313,27 @@ class Draft:
         return self._take(pieces)
 
     def _unwelcome(self, was: State, pieces: Sequence[Piece]) -> Written | None:
-        """What to write instead where thinking closed too early, or opened though it was not asked for."""
+        """What to write instead where thinking closed too early, or opened though it was not asked for.
+
+        An answer that is to be bound must not have begun: where thinking closed, ponder's own marker replaces it.
+        """
         now = self._parser.state
+        if self.grammar:
+            if self._bound_from is not None or (was == now and all(p.kind in ("thinking", "marker") for p in pieces)):
+                return None
+            return self.plan.wait if self._short(was, pieces) else self.plan.closing
         if was == now or not self.empty or self._opened:
             return None
         if was == "thinking" and self.plan.min_thinking and not self.hurry:
-            before, _ = self._boundary(self._wanted(pieces))
-            short = self._kinds[:before].count("thinking") + self._waited < self.plan.min_thinking
-            return self.plan.wait if short else None
+            return self.plan.wait if self._short(was, pieces) else None
         return self.plan.opener if now == "thinking" and not self.plan.think else None
+
+    def _short(self, was: State, pieces: Sequence[Piece]) -> bool:
+        """Whether thinking that closes in `pieces` is too short."""
+        if was != "thinking" or not self.plan.min_thinking or self.hurry:
+            return False
+        before, _ = self._boundary(self._wanted(pieces))
+        return self._kinds[:before].count("thinking") + self._waited < self.plan.min_thinking
 
     def write(self, written: Written) -> list[Event]:
         """Puts a text of ponder's own into the sequence."""
@@ -312,7 +343,11 @@ class Draft:
             self._waited += len(written.ids)
         if written is self.plan.opener or (written is self.plan.closing and self.format.keep_close):
             self._opened = True
-        return self._take(self._parser.feed(written.text))
+        pieces = self._parser.feed(written.text)
+        if self.grammar and written is self.plan.closing:
+            pieces += self._parser.finish()
+            self._bind()
+        return self._take(pieces)
 
     def restore(self, text: str, ids: Sequence[int]) -> None:
         """Puts back what `Restore` asked for: shown already, so nothing is shown."""
@@ -343,7 +378,7 @@ class Draft:
         self._drop_half()
         if self._owed:
             return self._owed.pop(0)
-        if self.halted:
+        if self.halted or self._stuck:
             return None
         left = self.plan.tokens - self.used
         return self._next_thinking(left) if self.still_thinking else self._next_answering(left)
@@ -364,6 +399,10 @@ class Draft:
     def _close(self, left: int) -> Action:
         if left >= len(self.plan.closing.ids) + (LEAST_ANSWER if self.empty else 0):
             return Write(self.plan.closing)
+        if self.grammar:
+            self._unsaid = self._take(self._parser.finish())
+            self._bind()
+            return self._next_answering(left)
         # A second think block took what was left for its marker.
         if not self.empty:
             return None
@@ -374,6 +413,10 @@ class Draft:
         return self._next_answering(left)
 
     def _next_answering(self, left: int) -> Action:
+        if self._bound_from is not None:
+            over = left <= 0 or self._finish == "stop" or self._half() is not None
+            consumed = len(self.ids) - self._bound_from
+            return None if over else Generate(left, grammar=self.grammar, consumed=consumed)
         if left <= 0 or (self._finish == "stop" and not self.empty):
             return None
         if not self.empty:
@@ -484,7 +527,12 @@ class Draft:
         text = "".join(piece.text for piece in [*self._pieces, *wanted])
         tail = text[characters:]
         needed = len(tail.encode()) + len(instead.ids) + (self._keep() if self.plan.think else LEAST_ANSWER) + 1
+        if self.grammar and (instead is self.plan.closing or self.plan.tokens - self.used < needed):
+            instead, needed = self.plan.closing, len(tail.encode()) + len(self.plan.closing.ids) + 1
         if self.halted or self.plan.tokens - self.used < needed:
+            if self.grammar:  # an answer that is not bound is none
+                rest = "".join(piece.text for piece in pieces[len(wanted) :])
+                pieces, self._stuck = [*wanted, Piece("marker", rest)], True
             self._unsaid = self._take(pieces)
             return
         self._unsaid = self._take(wanted)

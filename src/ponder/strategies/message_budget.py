@@ -143,10 +143,11 @@ async def reply_within(
     """One reply to `question` within `budget`: deltas, and a SampleFinished.
 
     Raises BudgetTooSmall below two tokens, InputError for a bound in dollars without a price, NoAnswer
-    where the server gives none even when asked for it alone, EngineTimeout where the budget's seconds
+    where the server gives none even when asked for it alone, Unsupported where the answer has a grammar, which
+    messages cannot carry, EngineTimeout where the budget's seconds
     run out first, EngineError as the engine does. What there is by then is told by a SampleFinished first.
     """
-    limits = Limits(time.monotonic(), budget.seconds, budget.calls, model.stop)
+    limits, model = Limits(time.monotonic(), budget.seconds, budget.calls, model.stop), model.bound()
     messages: Sequence[Message] = question.messages
     # What thinks with its only call may have no answer at the end of it.
     think = think and budget.thinking != 0 and budget.calls != 1

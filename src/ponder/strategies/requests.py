@@ -137,6 +137,11 @@ class Requests:
         params = replace(self._model.params, max_tokens=action.tokens, ignore_eos=action.ignore_eos)
         if until is not None and self._model.engine.capabilities.until:
             params = replace(params, until=until.character)
+        if action.grammar:
+            params = replace(params, grammar=action.grammar, grammar_consumed=action.consumed)
+        elif lead.grammar and self._model.engine.capabilities.stops:
+            # The end of thinking ends the request: what comes then is bound, and this would not be.
+            params = replace(params, stops=lead.format.close_markers)
         params = self._numbered(params, lead, alone=len(drafts) == 1)
         self.limits.made += 1
         self.spent[lead.index].calls += 1
