@@ -24,6 +24,7 @@ SCRIPT = Path(sys.executable).with_name("ponder")
 
 HEAVY = {"httpx", "huggingface_hub", "numpy", "pydantic", "xllamacpp", "jinja2", "torch", "transformers", "peft"}
 KINDS = {"sft", "grpo", "reward", "distill", "dpo"}
+PROMPTS = {"list", "show", "put", "diff", "tag", "rollback", "eval", "export", "import"}
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -39,11 +40,14 @@ ALL = list(commands())
 
 def test_there_are_the_commands_of_the_readme():
     top = {path[0] for path in ALL if path}
-    assert top == {"ask", "chat", "costs", "curve", "eval", "export", "keys", "models", "route", "traces", "train"}
+    alone = {"ask", "chat", "costs", "curve", "eval", "export", "route", "serve"}
+    assert top == {*alone, "keys", "models", "prompts", "runs", "traces", "train"}
     assert {path[1] for path in ALL if path[:1] == ("models",) and path[1:]} == {"list", "pull", "show", "rm"}
     assert {path[1] for path in ALL if path[:1] == ("train",) and path[1:]} == {*KINDS, "sample", "watch"}
     assert {path[1] for path in ALL if path[:1] == ("traces",) and path[1:]} == {"list", "show", "export", "rm"}
     assert {path[1] for path in ALL if path[:1] == ("keys",) and path[1:]} == {"add", "list", "revoke", "limit"}
+    assert {path[1] for path in ALL if path[:1] == ("runs",) and path[1:]} == {"list", "show"}
+    assert {path[1] for path in ALL if path[:1] == ("prompts",) and path[1:]} == PROMPTS
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -132,7 +136,8 @@ def test_completion_of_model_names():
 
 def test_completion_of_commands_and_options():
     assert complete("ponder ") == [
-        *("ask", "chat", "curve", "eval", "route", "export", "costs", "train", "models", "traces", "keys"),
+        *("ask", "chat", "serve", "curve", "eval", "route", "export", "costs"),
+        *("train", "models", "traces", "runs", "prompts", "keys"),
     ]
     assert {"--min-thinking", "--model"} <= set(complete("ponder ask --m"))
 

@@ -1,4 +1,4 @@
-"""The command line: `ponder ask`, `chat`, `curve`, `eval`, `train`, `export`, `models`, `traces`, `keys`, `costs`."""
+"""The command line: every command of `ponder`, and what becomes of their errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import ponder
-from ponder.commands import keys, models, traces, train
+from ponder.commands import keys, models, prompts, runs, traces, train
 from ponder.commands.ask import ask
 from ponder.commands.asking import STOPPED
 from ponder.commands.chat import chat
@@ -68,6 +68,8 @@ app.command()(export)
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
+app.add_typer(runs.app, name="runs")
+app.add_typer(prompts.app, name="prompts")
 app.add_typer(keys.app, name="keys")
 app.command()(costs)
 

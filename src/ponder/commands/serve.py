@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ponder.commands.asking import DEFAULT_MODEL, AdapterOption, _complete_model
+from ponder.commands.asking import DEFAULT_MODEL, AdapterOption, _complete_model, _was_given
 from ponder.commands.terminal import complain
 
 HOST, PORT = "127.0.0.1", 8333
 
 
 def serve(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Upstreams, routes, and these options: TOML.")
+    ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,20 +55,28 @@ def serve(
 
     Then: base_url=http://127.0.0.1:8333/v1 for OpenAI's clients, http://127.0.0.1:8333 for Anthropic's, and a browser.
     """
+    from ponder.server import config as configuration
     from ponder.server.build import Settings, serving
 
-    settings = Settings(
-        models=tuple(models or [DEFAULT_MODEL]),
-        adapters=tuple(adapters or ()),
-        policy=policy,
-        host=host,
-        port=port,
-        keys=keys,
-        running=running,
-        waiting=waiting,
-        drain=drain,
-        store=store,
-        reasoning_field=reasoning,
-        log=log,
-    )
-    serving(settings, told=complain)
+    told: dict[str, Any] = {
+        "models": tuple(models or ()),
+        "adapters": tuple(adapters or ()),
+        "policy": policy,
+        "host": host,
+        "port": port,
+        "keys": keys,
+        "running": running,
+        "waiting": waiting,
+        "drain": drain,
+        "store": store,
+        "reasoning_field": reasoning,
+        "log": log,
+    }
+    read = None if config is None else configuration.read(config)
+    if read is not None:  # what stands on the command line goes before the file
+        option = {"reasoning_field": "reasoning"}
+        given = {name: value for name, value in told.items() if _was_given(context, option.get(name, name))}
+        told = {**read.settings(), **given}
+    if not told["models"] and (read is None or not read.upstream):
+        told["models"] = (DEFAULT_MODEL,)
+    serving(Settings(**told, config=read), told=complain)
