@@ -24,9 +24,9 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is ins
 
 
 class Browser:
-    """Opens a file. `errors` holds what the page complained of: exceptions, the console, blocked requests."""
+    """Opens a file or an address. `errors` holds what the page complained of: exceptions, console, blocked requests."""
 
-    def __init__(self, path: Path, dark: bool = False, width: int = 1280, height: int = 900) -> None:
+    def __init__(self, path: Path | str, dark: bool = False, width: int = 1280, height: int = 900) -> None:
         assert CHROMIUM is not None
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         reading, write = os.pipe()
@@ -49,7 +49,7 @@ class Browser:
             self.__exit__()
             raise
 
-    def _open(self, path: Path, dark: bool, width: int, height: int) -> None:
+    def _open(self, path: Path | str, dark: bool, width: int, height: int) -> None:
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -59,7 +59,7 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=path.as_uri() if isinstance(path, Path) else path)
         self.wait("document.readyState === 'complete'")
 
     _session: str | None = None
@@ -101,6 +101,20 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
             self.send("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **more)
+
+    def click(self, selector: str) -> None:
+        """Clicks with the mouse into the middle of the first element that is like that, once it is in view."""
+        found = self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'});"
+            " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=found[0], y=found[1], button="left", clickCount=1)
+
+    def write(self, text: str) -> None:
+        """Types into what has the focus."""
+        self.send("Input.insertText", text=text)
 
     def screenshot(self, path: Path) -> None:
         """The whole page as a picture."""

@@ -101,6 +101,7 @@ def test_the_best_of_rounds_and_its_ratios(benchmark: ModuleType) -> None:
     assert ratios == {"trl": {"training": 1.5, "step": 2.0, "training_core": 1.5, "step_core": 2.0, "peak_mib": 1.5}}
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_last(folder: Path) -> None:
     small = ["--tokens", "4", "--steps", "1", "--precision", "float32"]
     ended = subprocess.run(

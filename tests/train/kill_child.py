@@ -25,7 +25,7 @@ def main(folder: Path, seed: int) -> None:
             killed_run(folder)
             os._exit(0)
         # Longer each time, so that a slow machine gets anywhere too.
-        ends = time.monotonic() + draw.uniform(0.02, 0.25) * 1.3**kills
+        ends = time.monotonic() + draw.uniform(0.02, 0.25) * 1.8**kills
         while time.monotonic() < ends:
             if os.waitpid(child, os.WNOHANG)[0]:
                 print(kills)

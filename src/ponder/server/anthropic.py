@@ -24,11 +24,11 @@ __all__ = ["PING", "counted", "failure", "read", "stream", "whole"]
 LEAST_THINKING = 1024
 """Tokens of `thinking.budget_tokens`, at the least: Anthropic's own bound."""
 
-_READ = (
+READ = (
     *("model", "messages", "max_tokens", "system", "thinking", "output_config", "output_format", "tools"),
     *("tool_choice", "stop_sequences", "temperature", "top_p", "top_k", "metadata", "stream", "ponder"),
 )
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     *("cache_control", "service_tier", "inference_geo", "speed", "diagnostics", "user_profile_id", "workspace_id"),
     "context_management",
 )
@@ -67,7 +67,7 @@ class _Replay:
 
 
 def _request(body: Fields, headers: Mapping[str, str], id: str, counting: bool, replay: _Replay) -> Request:
-    body.only(*_READ, *_WITHOUT_EFFECT)
+    body.only(*READ, *WITHOUT_EFFECT)
     if not counting:
         body.need("max_tokens")
     most = body.whole("max_tokens", 1)

@@ -8,12 +8,14 @@ A thinking block ends with its signature: the upstream's own where it gave one, 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from ponder.errors import PonderError
 from ponder.protocols import closing
+from ponder.server.backend import Served
 from ponder.server.events import Begun, Call, Content, Reasoning, ReplyEvent, Usage
 from ponder.server.failures import Refusal
 from ponder.server.in_turn import InTurn, Step, as_refusal, shown
@@ -84,6 +86,20 @@ def usage(used: Usage) -> dict[str, Any]:
 def counted(tokens: int) -> dict[str, Any]:
     """The answer of `POST /v1/messages/count_tokens`."""
     return {"input_tokens": tokens}
+
+
+def model(served: Served) -> dict[str, Any]:
+    """A model, as Anthropic's clients know one."""
+    created = datetime.fromtimestamp(served.created, UTC).isoformat().replace("+00:00", "Z")
+    limits = {"max_input_tokens": served.context or None, "max_tokens": served.context or None}
+    return {"type": "model", "id": served.name, "display_name": served.name, "created_at": created, **limits}
+
+
+def models(served: Sequence[Served]) -> dict[str, Any]:
+    """The list of models, all on one page."""
+    data = [model(each) for each in served]
+    ids = [each["id"] for each in data] or [None]
+    return {"data": data, "first_id": ids[0], "last_id": ids[-1], "has_more": False}
 
 
 def failure(refusal: Refusal, request_id: str = "") -> dict[str, Any]:

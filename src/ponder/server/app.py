@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ponder.errors import PonderError
+from ponder.protocols import closing
 from ponder.server.desk import Desk
 from ponder.server.events import Begun, ReplyEvent, Usage
 from ponder.server.failures import Refusal
@@ -20,10 +21,7 @@ from ponder.server.http import Exchange, Receive, Scope, Send, check_headers
 from ponder.server.local import refusal
 from ponder.server.reply import Reply, collected
 from ponder.server.request import Caller, Request
-from ponder.server.sse import CONTENT_TYPE, with_pings
-
-PING = 15.0
-"""Seconds of silence after which a stream says that it is alive."""
+from ponder.server.sse import CONTENT_TYPE, PING
 
 Handler = Callable[[Exchange, Mapping[str, str]], Awaitable[None]]
 
@@ -50,12 +48,12 @@ class Dialect:
     whole: Callable[[Request, Reply], Any]
     stream: Callable[[Request, AsyncIterator[ReplyEvent]], AsyncIterator[bytes]]
     failure: Callable[[Refusal, str], Any]
-    ping: bytes = b": ping\n\n"
+    ping: bytes = PING
 
 
 @dataclass(frozen=True)
 class Route:
-    """A method and a path, with {names} for parts of it. open: needs no key."""
+    """A method and a path, with {names} for parts of it; a {name:path} may hold slashes. open: needs no key."""
 
     method: str
     path: str
@@ -65,7 +63,9 @@ class Route:
     pattern: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(self.path))
+        parts = re.sub(
+            r"\\\{(\w+)(:path)?\\\}", lambda m: f"(?P<{m[1]}>{'.+' if m[2] else '[^/]+'})", re.escape(self.path)
+        )
         object.__setattr__(self, "pattern", re.compile(parts))
 
 
@@ -104,7 +104,8 @@ class App:
 
     async def _http(self, exchange: Exchange) -> None:
         number = request_id()
-        exchange.extra["x-request-id"] = number
+        # The first is what OpenAI's clients read, the second what Anthropic's do.
+        exchange.extra |= {"x-request-id": number, "request-id": number}
         exchange.scope["ponder.id"] = number
         failure = self._failure
         try:
@@ -167,7 +168,8 @@ async def respond(
         if request.stream:
             whole = after(first, events)
             frames = dialect.stream(request, whole if keep is None else _kept(whole, keep))
-            await exchange.stream(with_pings(frames, PING, dialect.ping), CONTENT_TYPE, told(first))
+            async with closing(frames):
+                await exchange.stream(frames, CONTENT_TYPE, told(first), dialect.ping)
             return
         reply = await collected(after(first, events))
         if keep is not None:
@@ -191,15 +193,21 @@ async def after(first: ReplyEvent, events: AsyncIterator[ReplyEvent]) -> AsyncIt
         yield event
 
 
-async def started(streams: Sequence[AsyncGenerator[ReplyEvent, None]]) -> list[ReplyEvent]:
-    """The first event of each of several answers; where one is refused, the others end, and it is raised."""
-    found = await asyncio.gather(*(anext(each) for each in streams), return_exceptions=True)
-    failed = [each for each in found if isinstance(each, BaseException)]
-    if failed:
-        for stream in streams:
-            await stream.aclose()
-        raise failed[0]
-    return [each for each in found if not isinstance(each, BaseException)]
+async def gathered(streams: Sequence[AsyncGenerator[ReplyEvent, None]], most: int) -> list[Reply]:
+    """The replies of several answers, `most` of them at work at once; where one is refused, the others end."""
+    places = asyncio.Semaphore(most)
+
+    async def one(events: AsyncGenerator[ReplyEvent, None]) -> Reply:
+        async with places, aclosing(events):
+            return await collected(events)
+
+    tasks = [asyncio.create_task(one(each)) for each in streams]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def told(first: ReplyEvent) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -82,7 +83,7 @@ class LedgerBooks:
             self._timed("settle", lambda: self._ledger.give_up(booking, 0))
             return
         micro = self._micro(held, usage)
-        cut = tally.failure is not None or tally.disconnected
+        cut = tally.disconnected or not tally.reasons or "cancelled" in tally.reasons
         settlement = Settlement(
             prompt=_count(usage.prompt),
             cached=min(_count(usage.cached), _count(usage.prompt)),
@@ -114,8 +115,9 @@ class LedgerBooks:
         return self._prices.rate(provider, str(served.details.get("model", served.name)))
 
     def _micro(self, held: _Open, usage: Usage) -> int | None:
-        if usage.dollars is not None and held.rate is None:
-            return round(usage.dollars * 1e6)
+        # A route has asked several at prices of their own, and reserved at the highest.
+        if usage.dollars is not None and (held.rate is None or usage.extra.get("attempts")):
+            return math.ceil(usage.dollars * 1e6 - 1e-6)
         if held.rate is None:
             return None
         cost = usage.cost

@@ -23,18 +23,22 @@ from ponder.ops.ledger import Ledger
 from ponder.ops.log import Log
 from ponder.ops.metrics import Metrics
 from ponder.ops.prices import Prices
+from ponder.ops.prompts import Prompts
 from ponder.ops.spans import spans_from_environment
 from ponder.ops.store import Store
-from ponder.server import openai_failures
+from ponder.server import openai_failures, pages
 from ponder.server.admission import Admission
 from ponder.server.app import App, Open
 from ponder.server.backend import Backend
 from ponder.server.books import LedgerBooks
+from ponder.server.config import Config, opened
 from ponder.server.desk import Desk
 from ponder.server.doors import Keyed
 from ponder.server.endpoints import Endpoints
 from ponder.server.local import Local
 from ponder.server.openai_wire import Wire
+from ponder.server.openapi import with_document
+from ponder.server.pages_feed import Feed
 from ponder.server.responses_store import ResponsesStore
 from ponder.server.signatures import Signer
 from ponder.server.start import check_bind, run
@@ -49,7 +53,7 @@ RECOVER = 60.0
 
 @dataclass(frozen=True)
 class Settings:
-    """What `ponder serve` was told. keys: None asks for them where there are any."""
+    """What `ponder serve` was told. keys: None asks for them where there are any. config: upstreams and routes."""
 
     models: tuple[str, ...] = ("ponder-135m",)
     adapters: tuple[str, ...] = ()
@@ -63,6 +67,7 @@ class Settings:
     store: bool = True
     reasoning_field: str = "reasoning_content"
     log: Path | None = None
+    config: Config | None = None
 
     def __post_init__(self) -> None:
         if self.reasoning_field not in FIELDS:
@@ -83,8 +88,8 @@ class Built:
 
 
 @contextlib.asynccontextmanager
-async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> AsyncIterator[Built]:
-    """Everything opened, and closed in the end. `backends` stand beside the models of the settings."""
+async def built(settings: Settings) -> AsyncIterator[Built]:
+    """Everything opened, and closed in the end."""
     async with contextlib.AsyncExitStack() as stack:
         keys = stack.enter_context(Keys.open())
         asks = keys.any() if settings.keys is None else settings.keys
@@ -92,8 +97,7 @@ async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> Async
         policy = None if settings.policy is None else load(settings.policy)
         ledger = stack.enter_context(Ledger.open(background=True))
         ledger.recover()
-        opened = [await _local(name, settings, policy) for name in settings.models]
-        every = (*opened, *backends)
+        every = await _backends(settings, policy, stack)
         metrics = Metrics([served.name for each in every for served in each.models()])
         doors = Keyed(keys) if asks else Open()
         limits = doors.limits if isinstance(doors, Keyed) else (lambda caller: ((), ()))
@@ -109,7 +113,8 @@ async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> Async
             if drift.add(finished):
                 metrics.drift(drift.state())
 
-        telling = Telling(metrics.finished, drifting, *([log.finished] if log else []), spans=spans)
+        feed = Feed()
+        telling = Telling(metrics.finished, drifting, feed.finished, *([log.finished] if log else []), spans=spans)
         traces = Traces(stack.enter_context(Store.open())) if settings.store else None
         desk = Desk(
             every,
@@ -117,11 +122,11 @@ async def built(settings: Settings, backends: tuple[Backend, ...] = ()) -> Async
             books=LedgerBooks(ledger, Prices.read(), limits, metrics),
             watches=[telling, *([traces] if traces else [])],
         )
-        stack.push_async_callback(desk.close)
         responses = stack.enter_context(ResponsesStore.open()) if settings.store else None
         wire = Wire(settings.reasoning_field)  # type: ignore[arg-type]  # checked by the settings
-        endpoints = Endpoints(desk, wire, Signer(_secret()), metrics, responses)
-        app = App(endpoints.routes(), openai_failures.failure, doors)
+        prompts = stack.enter_context(contextlib.closing(Prompts.open()))
+        endpoints = Endpoints(desk, wire, Signer(_secret()), metrics, responses, prompts)
+        app = App(with_document([*endpoints.routes(), *pages.routes(desk, feed)]), openai_failures.failure, doors)
         recovering = asyncio.create_task(_recover(ledger))
         stack.callback(recovering.cancel)
         yield Built(app, desk, settings.drain)
@@ -138,6 +143,18 @@ def _drift(stack: contextlib.AsyncExitStack) -> Drift:
 
     stack.callback(save)
     return drift
+
+
+async def _backends(settings: Settings, policy: Policy | None, stack: contextlib.AsyncExitStack) -> tuple[Backend, ...]:
+    """Routes first, which may have the name of a model; then this machine's models, and upstreams."""
+    own = tuple([await _local(name, settings, policy) for name in settings.models])
+    for each in own:
+        stack.push_async_callback(each.close)
+    if settings.config is None:
+        return own
+    others = await opened(settings.config, own)
+    stack.push_async_callback(others.close)
+    return (*others.routes, *own, *others.upstreams)
 
 
 async def _local(name: str, settings: Settings, policy: Policy | None) -> Backend:

@@ -99,6 +99,7 @@ class Desk:
         self._books, self._watches, self._clock = books, tuple(watches), clock
         self._most_tokens = most_tokens
         self._stops: set[asyncio.Event] = set()
+        self._stopped = False
 
     # ------------------------------------------------------------ models
 
@@ -112,16 +113,16 @@ class Desk:
 
     def find(self, model: str) -> tuple[Backend, Served]:
         """Who answers for a model; the first where none is named. Raises Refusal, 404, for one that is not there."""
+        for backend in self.backends:
+            for served in backend.models():
+                if served.name == model or not model:
+                    return backend, served
         known = self.models()
         if not known:
             raise Refusal(
                 503, "overloaded_error", "no model is there at the moment", "ask again later", retry_after=5.0
             )
-        if not model:
-            return next(iter(known.values()))
-        if model not in known:
-            raise unknown_model(model, f"ask for one of {', '.join(list(known)[:8])}, or see /v1/models")
-        return known[model]
+        raise unknown_model(model, f"ask for one of {', '.join(list(known)[:8])}, or see /v1/models")
 
     # ------------------------------------------------------------ answers
 
@@ -138,9 +139,12 @@ class Desk:
         except Refusal as refusal:
             tally.failure = refusal
             raise
+        except Exception:
+            tally.failure = Refusal(500, "api_error", "the server failed on this request")
+            raise
         finally:
             self._stops.discard(gone)
-            tally.ended, tally.disconnected = self._clock(), gone.is_set()
+            tally.ended = self._clock()
             for watch in self._watches:
                 watch.finished(tally)
 
@@ -159,9 +163,10 @@ class Desk:
                         tally.see(event)
                         yield event
         except Refusal:
-            sent = sent and tally.begun is not None
+            sent = sent and (tally.begun is not None or tally.usage is not None)
             raise
         finally:
+            tally.disconnected = gone.is_set() and not self._stopped
             if self._books:
                 if sent:
                     self._books.settle(booking, tally)
@@ -186,6 +191,7 @@ class Desk:
 
     def stop(self) -> None:
         """Ends all work; each request gets what there is of its answer."""
+        self._stopped = True
         for gone in list(self._stops):
             gone.set()
 

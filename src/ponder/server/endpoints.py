@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ponder.ops.metrics import Metrics
+from ponder.ops.prompts import Prompts
+from ponder.protocols import closing
 from ponder.server import (
     anthropic,
     anthropic_reply,
@@ -19,16 +21,21 @@ from ponder.server import (
     openai_models,
     openai_responses,
 )
-from ponder.server.app import PING, Dialect, Route, after, respond, started, told
+from ponder.server.app import Dialect, Route, after, gathered, respond, spent, told
 from ponder.server.desk import Desk
 from ponder.server.failures import Refusal, invalid
 from ponder.server.http import Exchange
-from ponder.server.openai_wire import Wire
-from ponder.server.reply import Reply, collected
+from ponder.server.openai_wire import Wire, total
+from ponder.server.prompt_of import with_prompt
+from ponder.server.reply import Reply
 from ponder.server.request import Request
 from ponder.server.responses_store import ResponsesStore
 from ponder.server.signatures import Signer
-from ponder.server.sse import CONTENT_TYPE, with_pings
+from ponder.server.sse import CONTENT_TYPE, PING
+from ponder.server.tokens import Tokens
+
+SIDE_BY_SIDE = 16
+"""Prompts of one request that are at work at once; its others wait outside the queue, in nobody's way."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Endpoints:
     signer: Signer
     metrics: Metrics | None = None
     responses: ResponsesStore | None = None
+    prompts: Prompts | None = None
 
     def routes(self) -> tuple[Route, ...]:
         """All of them."""
@@ -52,9 +60,10 @@ class Endpoints:
             Route("DELETE", "/v1/responses/{id}", self.delete_response, openai),
             Route("GET", "/v1/responses/{id}/input_items", self.input_items, openai),
             Route("GET", "/v1/models", self.models, openai),
-            Route("GET", "/v1/models/{id}", self.model, openai),
+            Route("GET", "/v1/models/{id:path}", self.model, openai),
             Route("POST", "/v1/messages", self.messages, anthropic_failure),
             Route("POST", "/v1/messages/count_tokens", self.count_tokens, anthropic_failure),
+            *Tokens(self.desk).routes(),
             Route("GET", "/health", self.health, openai, open=True),
             Route("GET", "/ready", self.ready, openai, open=True),
             Route("GET", "/metrics", self.scrape, openai, open=True),
@@ -79,15 +88,18 @@ class Endpoints:
         requests = [self._asked(exchange, request) for request in read]
         async with exchange.watched() as gone:
             streams = [self.desk.answer(request, gone) for request in requests]
-            firsts = await started(streams)
-            if requests[0].stream:
-                frames = openai_completions.stream(
-                    requests, [after(*each) for each in zip(firsts, streams, strict=True)], self.wire
-                )
-                await exchange.stream(with_pings(frames, PING), CONTENT_TYPE, told(firsts[0]))
+            if requests[0].stream:  # one prompt after the other: one that waits for its turn to be told holds no place
+                async with aclosing(streams[0]) as events:
+                    first = await anext(events)
+                    frames = openai_completions.stream(requests, [after(first, events), *streams[1:]], self.wire)
+                    async with closing(frames):
+                        await exchange.stream(frames, CONTENT_TYPE, told(first), PING)
                 return
-            replies = await asyncio.gather(*(collected(after(*each)) for each in zip(firsts, streams, strict=True)))
-            await exchange.json(openai_completions.whole(requests, replies, self.wire), headers=told(firsts[0]))
+            replies = await gathered(streams, SIDE_BY_SIDE)
+            whole = openai_completions.whole(requests, replies, self.wire)
+            usage = total([reply.usage for reply in replies])
+            headers = told(replies[0].begun) if replies[0].begun else {}
+            await exchange.json(whole, headers={**headers, **spent(usage)})
 
     async def respond(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """POST /v1/responses"""
@@ -134,12 +146,15 @@ class Endpoints:
         return self.responses
 
     async def models(self, exchange: Exchange, names: Mapping[str, str]) -> None:
-        """GET /v1/models"""
-        await exchange.json(openai_models.listed([served for _, served in self.desk.models().values()]))
+        """GET /v1/models, in the words of the dialect whose version the client names, else in OpenAI's."""
+        found = [served for _, served in self.desk.models().values()]
+        listed = anthropic_reply.models if _is_anthropic(exchange) else openai_models.listed
+        await exchange.json(listed(found))
 
     async def model(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /v1/models/{id}"""
-        await exchange.json(openai_models.one(self.desk.find(names["id"])[1]))
+        one = anthropic_reply.model if _is_anthropic(exchange) else openai_models.one
+        await exchange.json(one(self.desk.find(names["id"])[1]))
 
     # ------------------------------------------------------------ Anthropic
 
@@ -196,7 +211,12 @@ class Endpoints:
         trace: dict[str, str] = {
             name: exchange.headers[name] for name in ("traceparent", "tracestate") if name in exchange.headers
         }
-        return replace(request, caller=exchange.scope["ponder.caller"], trace=trace)
+        asked = replace(request, caller=exchange.scope["ponder.caller"], trace=trace)
+        return asked if self.prompts is None else with_prompt(asked, self.prompts)
+
+
+def _is_anthropic(exchange: Exchange) -> bool:
+    return "anthropic-version" in exchange.headers
 
 
 def _id(exchange: Exchange) -> str:

@@ -7,6 +7,8 @@ sample, with a line for each new best answer, and its content the answer that wo
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -25,15 +27,17 @@ from ponder.errors import (
 )
 from ponder.protocols import Strategy
 from ponder.server.backend import Served
+from ponder.server.bound import grammar_of
 from ponder.server.events import Begun, Call, Content, Ended, Progress, Reason, Reasoning, ReplyEvent, Token, Usage
 from ponder.server.failures import Refusal, invalid
 from ponder.server.plain import Pieces, Plain, answer_tokens
 from ponder.server.request import EFFORT_TOKENS, Request, Sampling
 from ponder.server.stopping import Stopper
 from ponder.solving import stream
-from ponder.strategies.budget import think_within
+from ponder.strategies.budget import begun, think_within
 from ponder.strategies.chain_of_thought import chain_of_thought
 from ponder.strategies.direct import direct
+from ponder.strategies.draft import LEAST_ANSWER
 from ponder.strategies.naming import strategy_named
 from ponder.strategies.policy import AUTO, BUILT_IN, Policy
 from ponder.types import (
@@ -60,6 +64,9 @@ DEFAULT_TOKENS = 2048
 
 AUTO_STRATEGY = "vote(8, risk=0.05)"
 """What "auto" is without a calibrated router: a vote that stops once it is decided."""
+
+_DERIVED = re.compile(r"[0-9a-f]{9}")
+"""Ids of calls to which the model gave none. Strict templates take nine letters and digits and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,7 @@ class Local:
     async def _plainly(self, request: Request, plan: Plan, model: Model) -> AsyncGenerator[ReplyEvent, None]:
         """Samples of a prompt as it stands, token by token."""
         with refusing():
+            model = model.bound()
             ids = request.raw_ids or await self._prompt(request, model)
             plain = Plain(model, request, ids, self._pieces)
         try:
@@ -143,6 +151,8 @@ class Local:
         return (await model.prompt(request.question.messages, False, _without_tools(request).tools)).ids
 
     async def _by_strategy(self, request: Request, plan: Plan, model: Model) -> AsyncGenerator[ReplyEvent, None]:
+        with refusing():
+            await self._read(request, plan, model)
         yield Begun(self.name, "local", "hard" if request.budget.thinking is not None or plan.think else "none")
         told = _Several(request) if plan.several else _Single(request)
         try:
@@ -158,6 +168,11 @@ class Local:
         for said in told.end():
             yield said
         yield told.usage()
+
+    async def _read(self, request: Request, plan: Plan, model: Model) -> None:
+        """Raises what is wrong with prompt and budget before a stream begins, which could not tell it by a status."""
+        if request.stream and model.engine.capabilities.tokens:
+            await begun(model, _without_tools(request), plan.budget, 1, plan.think)
 
     async def _tokens(self, request: Request, event: Event) -> tuple[Token, ...]:
         """The tokens of the answer of a sample that has ended, where they were asked for."""
@@ -219,7 +234,8 @@ class Local:
     def _model(self, request: Request) -> Model:
         """The model with what the request says about drawing tokens; raises Refusal for what it cannot do."""
         self._check(request)
-        return replace(self.model, params=_drawing(self.model.params, request.sampling))
+        params, grammar = _drawing(self.model.params, request.sampling), grammar_of(request, self.model)
+        return replace(self.model, params=params, answer_grammar=grammar)
 
     def _check(self, request: Request) -> None:
         for message in request.question.messages:
@@ -264,8 +280,13 @@ def _is_direct(request: Request, strategy: Strategy) -> bool:
 
 
 def _is_plain(request: Request, plan: Plan) -> bool:
-    """Whether a prompt is to be continued as it stands, or the tokens of an answer without thinking are wanted."""
+    """Whether a prompt is to be continued as it stands, or the tokens of an answer without thinking are wanted.
+
+    So are very few tokens, which clients ask for to see whether a model is there: no answer is promised in these.
+    """
     if request.raw_ids or (request.raw is not None and not request.strategy and not request.think):
+        return True
+    if (plan.budget.tokens or LEAST_ANSWER) < LEAST_ANSWER and not (request.strategy or request.think):
         return True
     return request.sampling.logprobs is not None and plan.strategy is _DIRECT and not request.question.tools
 
@@ -300,7 +321,8 @@ class _Single:
             self._calls[event.sample] += 1
             if number and not self._request.tool_choice.parallel:
                 return []
-            return [Call(event.call.arguments, number, event.call.id, event.call.name, event.sample)]
+            id = _call_id(self._request, event.sample, event.call.id)
+            return [Call(event.call.arguments, number, id, event.call.name, event.sample)]
         if isinstance(event, SampleFinished):
             return self._finished(event, tokens)
         if isinstance(event, Done):
@@ -391,8 +413,22 @@ class _Several(_Single):
         self.visible = self._answers.get(self._best.sample, 0) if self._best else 0
         stopper = self._stoppers[0]
         shown = stopper.feed(answer) + stopper.rest()
-        reason: Reason = "stop" if answer else "length"
+        reason: Reason = "length" if not answer or self._is_cut() else "stop"
         return [*([Content(shown)] if shown else []), *self._end(0, reason, stopper.met)]
+
+    def _is_cut(self) -> bool:
+        """Whether the sample whose answer won was cut by its bound."""
+        samples = self.trace.samples if self.trace else ()
+        return self._best is not None and any(
+            sample.index == self._best.sample and sample.finish == "length" for sample in samples
+        )
+
+
+def _call_id(request: Request, choice: int, id: str) -> str:
+    """The id of a call: one that was made of its words alone would come again where the same call does, turns later."""
+    if not _DERIVED.fullmatch(id):
+        return id
+    return hashlib.blake2s(f"{request.id}/{choice}/{id}".encode()).hexdigest()[: len(id)]
 
 
 def _line(text: str) -> str:

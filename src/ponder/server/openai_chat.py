@@ -88,7 +88,9 @@ def read(body: Body, headers: Mapping[str, str], id: str) -> Request:
         store=fields.flag("store", False),
         prompt=want.prompt,
         variables=want.variables,
-        shown=Shown(reasoning=openai_thinking.shows_reasoning(fields), usage=stream_usage(fields)),
+        shown=Shown(
+            reasoning=openai_thinking.shows_reasoning(fields), usage=stream_usage(fields), progress=_progress(fields)
+        ),
         user=user_of(fields),
         metadata=metadata_of(fields),
         dialect="openai",
@@ -100,6 +102,12 @@ def _most_tokens(fields: Fields) -> int | None:
     if most is not None and old is not None and most != old:
         raise fields.wrong("max_tokens", "contradicts max_completion_tokens", "leave max_tokens out")
     return old if most is None else most
+
+
+def _progress(fields: Fields) -> bool:
+    """Whether a page wants to see the samples behind a choice."""
+    told = fields.object("ponder")
+    return told is not None and told.flag("progress", False)
 
 
 def _logprobs(fields: Fields) -> int | None:
@@ -169,7 +177,7 @@ def _logprob(token: Token) -> dict[str, Any]:
 
 def stream(request: Request, events: AsyncIterator[ReplyEvent], wire: Wire = PLAIN) -> AsyncIterator[bytes]:
     """The frames of a reply, each a `chat.completion.chunk`. Closing it closes `events`."""
-    return framed(_Chunks(request, wire), (events,))
+    return framed(_Chunks(request, wire), (events,), request.shown.progress)
 
 
 class _Chunks:

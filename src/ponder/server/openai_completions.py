@@ -116,11 +116,12 @@ def _prompts(fields: Fields) -> tuple[Prompt, ...]:
     if len(items) <= MOST_PROMPTS and all(isinstance(each, str) for each in items):
         return items
     if isinstance(items[0], list):
-        return tuple(_ids(each, f"{fields.at('prompt')}[{number}]") for number, each in enumerate(items))
-    return (_ids(items, fields.at("prompt")),)
+        return tuple(token_ids(each, f"{fields.at('prompt')}[{number}]") for number, each in enumerate(items))
+    return (token_ids(items, fields.at("prompt")),)
 
 
-def _ids(items: Any, where: str) -> tuple[int, ...]:
+def token_ids(items: Any, where: str) -> tuple[int, ...]:
+    """Token ids out of a body. Raises Refusal, which names `where` they stand."""
     if not isinstance(items, list | tuple) or not items:
         raise wrong(where, f"must be token ids, not {kind_of(items) if items != [] else 'an empty list'}")
     for place, each in enumerate(items):

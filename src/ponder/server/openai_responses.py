@@ -23,19 +23,19 @@ __all__ = ["Wire", "input_items", "outputs", "previous_id", "read", "stream", "w
 
 MOST_LIKELIEST = 20
 
-_READ = (
+READ = (
     *("model", "input", "instructions", "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "prompt"),
     *("max_output_tokens", "previous_response_id", "store", "metadata", "truncation", "include", "stream"),
     *("stream_options", "safety_identifier", "user", "top_logprobs", "temperature", "top_p", "ponder"),
     # No fields of OpenAI's: what other dialects have, under the same names.
     *("top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "logit_bias"),
 )
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier", "max_tool_calls"),
     "client_metadata",
 )
 """Fields that only help a server along, or bound tools that are not there."""
-_REFUSED = {
+REFUSED = {
     "background": "keep the connection open, or stream",
     "conversation": "go on from previous_response_id",
     "context_management": "send the items that are to be seen",
@@ -142,11 +142,11 @@ def wire_of(body: Body, signer: Signer, created: float) -> Wire:
 
 
 def _check_known(body: Fields) -> None:
-    for name, mend in _REFUSED.items():
+    for name, mend in REFUSED.items():
         if body.raw(name):
             raise body.wrong(name, "is not supported", mend)
-    known = Fields({name: value for name, value in body.values.items() if value is not None and name not in _REFUSED})
-    known.only(*_READ, *_WITHOUT_EFFECT)
+    known = Fields({name: value for name, value in body.values.items() if value is not None and name not in REFUSED})
+    known.only(*READ, *WITHOUT_EFFECT)
     for number, value in enumerate(body.texts("include")):
         if value not in _INCLUDES:
             raise wrong(f"include[{number}]", f"{value[:60]!r} is not known", f"choose from {', '.join(_INCLUDES)}")

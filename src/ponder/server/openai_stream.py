@@ -8,9 +8,12 @@ from typing import Any, Protocol
 
 from ponder.errors import PonderError
 from ponder.protocols import closing
-from ponder.server.events import ReplyEvent
+from ponder.server.events import Progress, ReplyEvent
 from ponder.server.openai_failures import broken
 from ponder.server.sse import DONE, frame
+from ponder.types import SampleFinished, to_dict
+
+_TOKENS = ("ids", "prompt_ids", "mask", "logprobs")
 
 
 class Chunks(Protocol):
@@ -23,10 +26,13 @@ class Chunks(Protocol):
     def spent(self) -> Iterable[dict[str, Any]]: ...
 
 
-async def framed(chunks: Chunks, streams: Sequence[AsyncIterator[ReplyEvent]]) -> AsyncIterator[bytes]:
+async def framed(
+    chunks: Chunks, streams: Sequence[AsyncIterator[ReplyEvent]], progress: bool = False
+) -> AsyncIterator[bytes]:
     """The frames of one reply made of `streams`, one after the other. Closing it closes all of them.
 
     A failure is one frame with an error, after which nothing comes: a client must not take the reply for complete.
+    progress: with `ponder.progress` events, which clients of OpenAI's own pass over.
     """
     try:
         async with AsyncExitStack() as stack:
@@ -34,14 +40,23 @@ async def framed(chunks: Chunks, streams: Sequence[AsyncIterator[ReplyEvent]]) -
                 await stack.enter_async_context(closing(events))
             for place, events in enumerate(streams):
                 async for event in events:
+                    if progress and isinstance(event, Progress):
+                        yield frame(_lean(event), "ponder.progress")
                     for chunk in chunks.of(place, event):
                         yield frame(chunk)
-        for chunk in (*chunks.last(), *chunks.spent()):
-            yield frame(chunk)
-        yield DONE
+        yield b"".join([frame(chunk) for chunk in (*chunks.last(), *chunks.spent())]) + DONE
     except Exception as error:
         for chunk in chunks.spent():
             yield frame(chunk)
         yield frame(broken(error))
         if not isinstance(error, PonderError):
             raise  # a fault of the server's own belongs into its log
+
+
+def _lean(progress: Progress) -> dict[str, Any]:
+    """The event without the tokens of samples, which nobody looks at."""
+    told = to_dict(progress.event)
+    if isinstance(progress.event, SampleFinished):
+        for name in _TOKENS:
+            told["sample"].pop(name, None)
+    return told

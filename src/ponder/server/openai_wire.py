@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import time
@@ -86,7 +85,7 @@ def spent(request: Request, usage: Usage) -> dict[str, Any]:
     trace = usage.trace
     strategy = request.strategy if request.strategy != "auto" else ""
     return {
-        "cost": {name: _number(value) for name, value in dataclasses.asdict(usage.cost).items()},
+        "cost": {name: _number(value) for name, value in vars(usage.cost).items()},
         "dollars": _number(usage.dollars),
         "strategy": strategy or (trace.provenance.strategy if trace else "") or None,
         "samples": len(trace.samples) if trace else None,

@@ -85,7 +85,8 @@ class Plain:
         most = self._model.engine.capabilities.top
         if top > most:
             raise invalid(f"{info.name} tells at most {most} likeliest tokens, not {top}", "ask for fewer", "logprobs")
-        return replace(self._model.params, max_tokens=min(asked, room), top=top)
+        grammar = self._model.answer_grammar
+        return replace(self._model.params, max_tokens=min(asked, room), top=top, grammar=grammar)
 
     async def _echoed(self) -> tuple[Token, ...]:
         """The prompt's tokens; the first has no log-probability, as nothing stands before it."""

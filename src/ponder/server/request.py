@@ -82,13 +82,15 @@ class PromptVersion:
 class Shown:
     """What of a reply the client wants to see. Dialects alone read it: it changes nothing of what is generated.
 
-    choices: so many of the likeliest choices, 0 for all. usage: with the last chunk of a stream.
+    choices: so many of the likeliest choices, 0 for all. usage: with the last chunk of a stream. progress: what happens
+    behind a choice, too, in a stream.
     """
 
     choices: int = 0
     reasoning: bool = True
     logprobs: bool = True
     usage: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class Request:
     wanted. raw: the text of a completion, in place of messages; raw_ids: its token ids, in place of the text. echo: the
     tokens of the prompt are wanted, too (`Begun.prompt_tokens`), with their log-probabilities where
     `sampling.logprobs` asks for any. store: whether the client wants the reply kept. prompt: version 0 is the one that
-    the label names, or the newest. variables: what fills the prompt's blanks. trace: the client's W3C headers of a trace. user: as the client names whom it asks
-    for. metadata: the client's.
+    the label names, or the newest. variables: what fills the prompt's blanks. trace: the client's W3C headers of a
+    trace. user: as the client names whom it asks for. metadata: the client's.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """Server-sent events of an upstream: payloads out of bytes that may be cut anywhere.
 
-Source: the WHATWG HTML standard, "Server-sent events". Linear in the bytes, however long a line is and however small the
-pieces are in which it comes; an event that is longer than `most` bytes is refused, for it would fill the memory.
+Source: the WHATWG HTML standard, "Server-sent events". Linear in the bytes, however long a line is and however small
+the pieces are in which it comes; an event that is longer than `most` bytes is refused, for it would fill the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SseReader:
         self._most = most
         self._line: list[bytes] = []
         self._data: list[bytes] = []
-        self._size = 0
+        self._pending = self._size = 0
         self._after_cr = False
         self._begun = False
 
@@ -36,10 +36,13 @@ class SseReader:
                 self._line.append(line)
                 line = b"".join(self._line)
                 self._line.clear()
+                self._pending = 0
             self._take(line, payloads)
         if lines[-1]:
             self._line.append(lines[-1])
-            self._grow(len(lines[-1]))
+            self._pending += len(lines[-1])
+        if self._pending + self._size > self._most:
+            raise TooLong
         return payloads
 
     def rest(self) -> list[bytes]:
@@ -66,14 +69,9 @@ class SseReader:
         if line.startswith(b"data:"):
             value = line[6:] if line[5:6] == b" " else line[5:]
             self._data.append(value)
-            self._grow(len(value))
+            self._size += len(value)
         elif not line:
             self._size = 0
             if self._data:
                 payloads.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                 self._data.clear()
-
-    def _grow(self, size: int) -> None:
-        self._size += size
-        if self._size > 2 * self._most or size > self._most:  # a line that comes in pieces counts twice
-            raise TooLong

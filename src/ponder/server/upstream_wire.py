@@ -1,55 +1,28 @@
 """HTTP/1.1 to one server, for upstreams: kept connections, bounded times and sizes, and an end at any moment.
 
-A thin client over asyncio and httptools, since a gateway pays for its client with every request: see docs/upstreams.md
-for what it costs, beside what a client of more features does. It follows no redirects, asks for no compression, uses no
-proxy, and verifies certificates. Secrets are in no repr and in no message.
+A thin client over asyncio and httptools, since a gateway pays for its client with every request. It follows no
+redirects, asks for no compression, uses no proxy, and verifies certificates. Secrets are in no repr and in no message.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
-import httptools
-
 from ponder.errors import InputError
+from ponder.server.upstream_answer import MOST_BODY, Answer, Timeouts, WireError, words_of
 
-MOST_HEAD = 64 * 2**10
-"""Bytes of a status line and headers."""
-MOST_BODY = 32 * 2**20
-"""Bytes of a body that is read whole."""
-MOST_UNREAD = 256 * 2**10
-"""Bytes that wait for a slow reader before the server is made to wait."""
 MOST_IDLE = 64
 """Connections that are kept for the next requests."""
 IDLE = 4.0
 """Seconds that a connection is kept: less than servers keep theirs, for a request on one that the server is closing is
 lost, and nobody can tell whether it was begun."""
-
-Kind = Literal["unreachable", "broken", "silent", "garbled", "cut"]
-
-
-class WireError(Exception):
-    """What went wrong between here and the server. Only what is `unreachable` was surely never sent."""
-
-    def __init__(self, kind: Kind, problem: str) -> None:
-        super().__init__(problem)
-        self.kind, self.problem = kind, problem
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds: for a connection, until the first byte of a body, between two bytes."""
-
-    connect: float = 10.0
-    first: float = 600.0
-    silence: float = 120.0
 
 
 class Cut:
@@ -106,7 +79,9 @@ class Address:
         if not sound or " " in self.url:
             raise InputError(f"{self.url.rpartition('@')[2]!r} is no address", "write http://HOST:PORT/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise InputError(f"the url of {host} holds more than a place", "put a key into key_env, and leave the rest out")
+            raise InputError(
+                f"the url of {host} holds more than a place", "put a key into key_env, and leave the rest out"
+            )
         values = {"secure": parts.scheme == "https", "host": host, "path": parts.path.rstrip("/")}
         values["port"] = port or (443 if values["secure"] else 80)
         for name, value in values.items():
@@ -120,7 +95,8 @@ class Address:
 
 
 class Wire:
-    """Requests to one server. headers: sent with each, the key among them. ca: a file of certificates to trust."""
+    """Requests to one server. headers: sent with each, the key among them. ca: a file of certificates to trust. pinned:
+    the address to connect to, in place of looking the host up."""
 
     def __init__(
         self,
@@ -129,8 +105,10 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         timeouts: Timeouts | None = None,
         ca: Path | None = None,
+        pinned: str = "",
     ) -> None:
         self.address = Address(url)
+        self._place = pinned or self.address.host
         self.timeouts = timeouts or Timeouts()
         lines = {"host": self.address.authority, "user-agent": "ponder", **(headers or {})}
         self._head = "".join(f"{name}: {_one_line(value)}\r\n" for name, value in lines.items()).encode("latin-1")
@@ -142,7 +120,12 @@ class Wire:
         return f"Wire({self.address.url!r})"
 
     async def ask(
-        self, method: str, path: str, body: bytes = b"", cut: Cut | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        cut: Cut | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """The answer to a request, as soon as its headers are there; the caller closes it. Raises WireError.
 
@@ -183,8 +166,9 @@ class Wire:
             self._idle.popleft().abort()
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed:
+            if connection.idle:
                 return connection
+            connection.abort()
         return None
 
     async def _connected(self, cut: Cut) -> Connection:
@@ -192,7 +176,7 @@ class Wire:
         name = address.host if self._tls else None
         connecting = asyncio.ensure_future(
             loop.create_connection(
-                lambda: Connection(self), address.host, address.port, ssl=self._tls, server_hostname=name
+                lambda: Connection(self), self._place, address.port, ssl=self._tls, server_hostname=name
             )
         )
         cut.on(connecting.cancel)
@@ -204,7 +188,7 @@ class Wire:
         except ssl.SSLError as error:
             raise WireError("unreachable", f"TLS failed: {error.reason or 'no secure connection'}") from None
         except OSError as error:
-            raise WireError("unreachable", _words(error)) from None
+            raise WireError("unreachable", words_of(error)) from None
         except asyncio.CancelledError:
             if cut.reason:
                 raise WireError("cut", cut.reason) from None
@@ -233,25 +217,22 @@ class Wire:
         more = "".join(f"{name}: {_one_line(value)}\r\n" for name, value in headers.items())
         kind = "content-type: application/json\r\n" if body else ""
         length = f"content-length: {len(body)}\r\n" if body or method != "GET" else ""
-        return b"".join((f"{method} {target} HTTP/1.1\r\n".encode(), self._head, f"{more}{kind}{length}\r\n".encode(), body))
+        return b"".join(
+            (f"{method} {target} HTTP/1.1\r\n".encode(), self._head, f"{more}{kind}{length}\r\n".encode(), body)
+        )
 
 
 def _tls(ca: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=None if ca is None else str(ca))
     except (OSError, ssl.SSLError) as error:
-        raise InputError(f"{ca} holds no certificates: {_words(error)}", "name a file in PEM") from None
+        raise InputError(f"{ca} holds no certificates: {words_of(error)}", "name a file in PEM") from None
 
 
 def _one_line(value: str) -> str:
     if not (value.isascii() and value.isprintable()):
         raise InputError("a header holds a character that no header has", "mend the key, or the headers")
     return value
-
-
-def _words(error: BaseException) -> str:
-    strerror = getattr(error, "strerror", None)
-    return str(strerror or error or type(error).__name__)
 
 
 class Connection(asyncio.Protocol):
@@ -267,6 +248,18 @@ class Connection(asyncio.Protocol):
     def closed(self) -> bool:
         """Whether no request can be sent over it."""
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can be used again. What can be read on it before it was asked anything is the end of it, which
+        asyncio may not have told yet."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        looking = select.poll() if hasattr(select, "poll") else None
+        if looking is None:  # there is none on Windows
+            return True
+        looking.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not looking.poll(0)
 
     def send(self, request: bytes, timeouts: Timeouts) -> Answer:
         """Sends a request; its answer comes."""
@@ -317,164 +310,3 @@ class Connection(asyncio.Protocol):
         self._wire.lost(self)
         if self._answer is not None:
             self._answer.ended(exc)
-
-
-class Answer:
-    """The answer to one request: status and headers, then pieces of its body."""
-
-    def __init__(self, connection: Connection, timeouts: Timeouts) -> None:
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.heard = False
-        self._connection: Connection | None = connection
-        self._timeouts = timeouts
-        self._parser = httptools.HttpResponseParser(self)
-        self._pieces: deque[bytes] = deque()
-        self._unread = self._head = 0
-        self._held = self._complete = self._begun = self._reusable = False
-        self._error: WireError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
-        self._patience = timeouts.first
-        self._timer = self._loop.call_later(self._patience, self._late)
-
-    # ------------------------------------------------------------ reading
-
-    @property
-    def kind(self) -> str:
-        """Its content type, without parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    async def begun(self) -> None:
-        """Waits for status and headers. Raises WireError."""
-        while not self._begun:
-            await self._wait()
-
-    async def piece(self) -> bytes:
-        """Some bytes of the body, all that are there; none at its end. Raises WireError."""
-        while not self._pieces:
-            if self._complete:
-                return b""
-            await self._wait()
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
-        self._unread = 0
-        if self._held and self._connection is not None:
-            self._held = False
-            self._heard_at = self._loop.time()
-            self._connection.hold(False)
-        return data
-
-    async def read(self, most: int = MOST_BODY) -> bytes:
-        """The whole body. Raises WireError, also for more than `most` bytes."""
-        parts, size = [], 0
-        while part := await self.piece():
-            size += len(part)
-            if size > most:
-                raise WireError("garbled", f"the body is longer than {most} bytes")
-            parts.append(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        """Ends the exchange: the connection is kept if all of it came, and closed at once if not."""
-        self._timer.cancel()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.free(self._complete and self._reusable)
-
-    def abort(self) -> None:
-        """Ends the exchange now, from outside: whoever reads gets a WireError of the kind "cut"."""
-        if not self._complete:
-            self._fail(WireError("cut", "ended here"))
-
-    async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-        if self._error is not None and not self._pieces:
-            raise self._error
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _fail(self, error: WireError) -> None:
-        if self._error is None and not self._complete:
-            self._error = error
-            self._wake()
-            self.close()
-
-    def _late(self) -> None:
-        """The timer is set once for the patience of an answer, and looks then whether something came meanwhile."""
-        left = self._heard_at + self._patience - self._loop.time()
-        if self._held:  # it is the reader that is slow
-            left = self._patience
-        if left > 0.001:
-            self._timer = self._loop.call_later(left, self._late)
-        else:
-            self._fail(WireError("silent", f"silent for {self._patience:g} s"))
-
-    # ------------------------------------------------------------ told by the connection
-
-    def feed(self, data: bytes) -> None:
-        """Bytes from the server."""
-        self.heard = True
-        self._heard_at = self._loop.time()
-        if not self._begun:
-            self._head += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(WireError("garbled", f"no HTTP: {_words(error) or 'it cannot be read'}"))
-            return
-        if not self._begun and self._head > MOST_HEAD:
-            self._fail(WireError("garbled", f"headers longer than {MOST_HEAD} bytes"))
-
-    def ended(self, error: Exception | None) -> None:
-        """The connection is gone."""
-        endless = not {"content-length", "transfer-encoding"} & self.headers.keys()
-        if self._begun and endless and error is None and not self._complete:
-            self.on_message_complete()
-        why = "in the middle of its answer" if self.heard else "without an answer"
-        self._fail(WireError("broken", f"the connection ended {why}"))
-
-    # ------------------------------------------------------------ told by the parser
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header line."""
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        """All of them."""
-        self.status = self._parser.get_status_code()
-        if self.status < 200:
-            self.headers.clear()
-            return
-        self._begun = True
-        self._wake()
-
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
-        if self._patience != self._timeouts.silence:
-            self._patience = self._timeouts.silence
-            self._timer.cancel()
-            self._timer = self._loop.call_later(self._patience, self._late)
-        self._pieces.append(body)
-        self._unread += len(body)
-        if self._unread > MOST_UNREAD and not self._held and self._connection is not None:
-            self._held = True
-            self._connection.hold(True)
-        self._wake()
-
-    def on_message_complete(self) -> None:
-        """The end of the body."""
-        if self.status >= 200:
-            self._reusable = self._parser.should_keep_alive()
-            self._complete = True
-            self._timer.cancel()
-            self._wake()

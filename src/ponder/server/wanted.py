@@ -106,7 +106,8 @@ def from_object(fields: Fields | None) -> list[Said]:
     """What the `ponder` object of a body asks for."""
     if fields is None:
         return []
-    fields.only("strategy", "budget", "effort", "deadline", "prompt", "variables")
+    fields.only("strategy", "budget", "effort", "deadline", "prompt", "variables", "progress")
+    fields.flag("progress", False)  # read by dialects that can tell it
     said = [*_strategy(fields, "strategy"), *_deadline(fields, "deadline"), *_prompt(fields, "prompt")]
     if (effort := fields.one_of("effort", EFFORTS)) is not None:
         said += effort_said(effort, fields.at("effort"))
