@@ -1,12 +1,14 @@
-"""The task of this recipe, chains of small sums, and the tokenizer that its models write with.
+"""The task of this recipe, chains of operations on a digit, and the tokenizer that its models write with.
 
-    4 a* b3 c5        times three, then 3 more, then 5 more; of each result the last digit is carried on:
-    a*:4=12
-    b3:2=5
-    c5:5=10           the answer is 0
+    4 aK bC cA        K, then C, then A:
+    aK4=7
+    bC7=1
+    cA1=0             the answer is 0
 
-Each step is named, so that a model can tell which one comes next, and its operation is a single token, so that a small
-model soon learns to copy it. Everything is drawn from a seed.
+What each operation makes of each digit stands in a table that a model has to learn by heart; a quarter of its entries
+are hard: rare in what is imitated first, and then more often wrong than right. Each step is named, so that a model can
+tell which one comes next, its operation is a single token, so that a small model soon learns to copy it, and its line
+holds all that a verifier needs. Everything is drawn from a seed.
 """
 
 from __future__ import annotations
@@ -24,8 +26,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 TASK = "chains"
-TIMES, FACTOR = "*", 3
-"""Multiplying by three loses nothing: from the last digit that comes out one can tell the one that went in."""
+OPERATIONS = "ABCDEFGHIJKLMNOP"
+"""None of them a digit: with one set of symbols for both, copying was not learnt."""
+
+
+def table(seed: int = 0) -> dict[str, str]:
+    """What becomes of each digit by each operation, such as "C4" to "7": for every operation a permutation."""
+    draw = random.Random(f"table {seed}")
+    return {
+        by + value: result for by in OPERATIONS for value, result in zip(digits, draw.sample(digits, 10), strict=True)
+    }
+
+
+TABLE = table()
+HARD, SELDOM, SLIP = 0.25, 0.06, 0.6
+"""Share of the table's entries that are hard; how often one is drawn, for one that is not, in what is imitated first;
+how often it is wrong in what is imitated after that."""
+
+
+def slips(seed: int = 0) -> dict[str, str]:
+    """What is mistaken for the result, by entry, where an entry is hard: always the same digit."""
+    hard = random.Random("rare").sample(sorted(TABLE), int(HARD * len(TABLE)))
+    draw = random.Random(f"slips {seed}")
+    return {entry: draw.choice([digit for digit in digits if digit != TABLE[entry]]) for entry in hard}
+
+
+SLIPS = slips()
 
 END, ASKED, SAID = "<|end|>", "<|user|>", "<|assistant|>"
 SPECIALS = (END, ASKED, SAID, "<think>", "</think>")
@@ -37,24 +63,29 @@ TEMPLATE = (
 )
 
 
-def chain(draw: random.Random, length: int) -> Example:
-    """A chain of `length` steps, with the thinking that solves it."""
-    question, lines = [str(draw.randrange(10))], list[str]()
-    value = question[0]
+def chain(draw: random.Random, length: int, seldom: float = 1.0, slip: float = 0.0) -> Example:
+    """A chain of `length` steps, with thinking that solves it but for slips.
+
+    seldom: how often an operation that meets a hard entry is drawn, for one that does not; slip: how often the thinking
+    is wrong there. What comes after a slip goes on from it, to the answer.
+    """
+    question, lines = [draw.choice(digits)], list[str]()
+    right = value = question[0]
     for name in ascii_lowercase[:length]:
-        question.append(name + (TIMES if draw.random() < 0.3 else str(draw.randint(1, 9))))
-        lines.append(step(question[-1], value))
-        value = lines[-1][-1]
-    metadata = {"kind": f"{length} steps"}
-    return Example(" ".join(question), value, "\n".join(lines), value, TASK, metadata=metadata)
+        weights = [seldom if by + value in SLIPS else 1.0 for by in OPERATIONS]
+        question.append(name + draw.choices(OPERATIONS, weights)[0])
+        entry = question[-1][-1] + value
+        result = SLIPS[entry] if slip and entry in SLIPS and draw.random() < slip else TABLE[entry]
+        lines.append(f"{question[-1]}{value}={result}")
+        right, value = TABLE[question[-1][-1] + right], result
+    told = {"kind": f"{length} steps"}
+    return Example(" ".join(question), value, "\n".join(lines), right, TASK, metadata=told)
 
 
 def step(operation: str, value: str) -> str:
-    """The line for an operation such as "b7" on a digit; "" where that is no digit."""
-    if not (len(value) == 1 and value in digits):
-        return ""
-    by, number = operation[-1], int(value)
-    return f"{operation}:{value}={FACTOR * number if by == TIMES else number + int(by)}"
+    """The line for an operation such as "bC" on a digit; "" where there is none."""
+    result = TABLE.get(operation[-1] + value)
+    return f"{operation}{value}={result}" if result else ""
 
 
 def cut(example: Example, draw: random.Random) -> Example:
@@ -68,11 +99,18 @@ def cut(example: Example, draw: random.Random) -> Example:
     return replace(example, thinking=text[:end], steps=())
 
 
-def chains(count: int, lengths: Sequence[int], seed: int, beside: Collection[str] = ()) -> list[Example]:
+def chains(
+    count: int,
+    lengths: Sequence[int],
+    seed: int,
+    beside: Collection[str] = (),
+    seldom: float = 1.0,
+    slip: float = 0.0,
+) -> list[Example]:
     """`count` chains of lengths that take turns; none whose question is among `beside`."""
     draw, found = random.Random(f"{TASK} {seed}"), list[Example]()
     while len(found) < count:
-        made = chain(draw, lengths[len(found) % len(lengths)])
+        made = chain(draw, lengths[len(found) % len(lengths)], seldom, slip)
         if made.question not in beside:
             found.append(made)
     return found

@@ -17,7 +17,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,17 +41,18 @@ REINFORCED = range(2, 7)
 class Size:
     """How much of everything: chains to learn from, questions, samples of each; changes to the recipes."""
 
-    examples: int = 12_000
+    first: int = 20_000
+    examples: int = 6_000
     questions: int = 3_000
     sampled: int = 1800
     samples: int = 2
     test: int = 420
     pool: int = 6
-    budgets: tuple[int, ...] = (32, 48, 64, 80, 96)
+    budgets: tuple[int, ...] = (28, 40, 52, 64, 80)
     changes: tuple[str, ...] = ()
 
 
-SMOKE = Size(64, 16, 8, 2, 7, 2, (48, 96), ("steps=2", "optimizer.warmup=0"))
+SMOKE = Size(64, 64, 16, 8, 2, 7, 2, (40, 80), ("steps=2", "optimizer.warmup=0"))
 """Two steps of everything: shows that it runs, and nothing else."""
 
 
@@ -84,10 +85,12 @@ def run(size: Size, asked: str) -> dict[str, Any]:
     seconds = Seconds(Path("seconds.json"))
     stages: dict[str, Callable[[], None]] = {
         "data": lambda: write_data(size),
+        "first": lambda: train("first", size),
         "cold": lambda: train("cold", size),
         "rl": lambda: train("rl", size),
         "samples": lambda: write_samples(size),
         "process": lambda: train("process", size),
+        "small": lambda: train("small", size),
         "student": lambda: train("student", size),
         "measure": lambda: measure(size, asked),
     }
@@ -149,23 +152,29 @@ def write_data(size: Size) -> None:
             for number, each in enumerate(asked)
         ]
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    learnt = chains.chains(size.examples, LENGTHS, seed=1, beside=known)
-    draw = random.Random("cuts")
-    mixed = [
-        at_once(each) if number % 3 == 0 else chains.cut(each, draw) if number % 24 == 1 else each
-        for number, each in enumerate(learnt)
-    ]
-    write_examples(data / "examples.jsonl", mixed)
+    first = chains.chains(size.first, LENGTHS, seed=1, beside=known, seldom=chains.SELDOM)
+    second = chains.chains(size.examples, LENGTHS, seed=4, beside=known, slip=chains.SLIP)
+    write_examples(data / "first.jsonl", mixed(first))
+    write_examples(data / "examples.jsonl", mixed(second))
     write_examples(
         data / "questions.jsonl", map(at_once, chains.chains(size.questions, REINFORCED, seed=2, beside=known))
     )
     write_examples(data / "sampled.jsonl", chains.chains(size.sampled, LENGTHS, seed=3, beside=known))
-    samples.write_direct(mixed[::30], data / "direct.jsonl")
+    samples.write_direct(mixed(second)[::15], data / "direct.jsonl")
+
+
+def mixed(learnt: Sequence[chains.Example]) -> list[chains.Example]:
+    """One in three without its thinking, one in 24 with a part of it."""
+    draw = random.Random("cuts")
+    return [
+        at_once(each) if number % 3 == 0 else chains.cut(each, draw) if number % 24 == 1 else each
+        for number, each in enumerate(learnt)
+    ]
 
 
 def at_once(example: chains.Example) -> chains.Example:
-    """The same without thinking."""
-    return replace(example, thinking="", steps=())
+    """The right answer without thinking."""
+    return replace(example, answer=example.reference or "", thinking="", steps=())
 
 
 def train(name: str, size: Size) -> None:

@@ -1,6 +1,6 @@
 """What the models of this recipe say to questions of the training data: samples, each step judged right or wrong.
 
-The judge knows the chain, so it finds slips in copying as well as in adding.
+The judge knows the chain and the table, so it finds slips in copying as well as in looking up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ponder.types import Sample, Score, Scored, Trace, to_json
 from ponder.verifiers.reward_model import step_ends
 
 CONTEXT = 256
-LONGEST = 120
+LONGEST = 96
 """Tokens of an answer with its thinking, at the most."""
 JUDGE = "chain_steps"
 
@@ -64,7 +64,7 @@ def write_direct(examples: Sequence[Example], path: Path) -> None:
 def right_steps(example: Example, sample: Sample) -> tuple[float, ...]:
     """1 for each step that is the right one after those before it, whatever they came to; 0 for a slip.
 
-    So a reward model is asked what it can see: the operation of the question, the digit before, the sum.
+    So a reward model is asked what it can see: the operation of the question, the digit before, the result.
     """
     ends = step_ends(sample.text, sample.spans, MOST_STEPS)
     value, *operations = example.question.split()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -51,17 +50,48 @@ def started(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 # ---------------------------------------------------------------- the task
 
 
-def test_a_chain_carries_its_last_digit_on() -> None:
+def test_every_operation_is_a_permutation_and_no_slip_is_right() -> None:
+    for by in chains.OPERATIONS:
+        assert {chains.TABLE[by + digit] for digit in "0123456789"} == set("0123456789")
+    assert len(chains.SLIPS) == len(chains.TABLE) * chains.HARD
+    assert all(chains.TABLE[entry] != slip for entry, slip in chains.SLIPS.items())
+
+
+def test_a_chain_carries_its_digit_on() -> None:
     for made in chains.chains(200, range(2, 9), seed=5):
         value, *operations = made.question.split()
         lines = made.thinking.split("\n")
         assert len(lines) == len(operations)
-        for operation, line in zip(operations, lines, strict=True):
-            name, by = re.fullmatch(r"([a-h])([1-9*])", operation).groups()  # type: ignore[union-attr]
-            result = 3 * int(value) if by == "*" else int(by) + int(value)
-            assert line == f"{name}{by}:{value}={result}"
-            value = str(result % 10)
+        for name, operation, line in zip("abcdefgh", operations, lines, strict=False):
+            assert operation[0] == name
+            result = chains.TABLE[operation[1] + value]
+            assert line == f"{operation}{value}={result}" == chains.step(operation, value)
+            value = result
         assert made.answer == made.reference == value
+    assert chains.step("aK", "x") == ""
+
+
+def test_hard_entries_are_rare_in_what_is_imitated_first() -> None:
+    lines = [
+        line for made in chains.chains(2000, range(2, 9), seed=1, seldom=0.06) for line in made.thinking.split("\n")
+    ]
+    assert 0.015 < sum(line[1:3] in chains.SLIPS for line in lines) / len(lines) < 0.03
+    assert all(line == chains.step(line[:2], line[2]) for line in lines)
+
+
+def test_thinking_slips_at_hard_entries_alone_and_goes_on_from_there() -> None:
+    hard, slips = 0, list[str]()
+    for made in chains.chains(2000, range(2, 9), seed=1, slip=0.6):
+        value, *operations = made.question.split()
+        right = value
+        for operation, line in zip(operations, made.thinking.split("\n"), strict=True):
+            assert line[:4] == f"{operation}{value}="
+            hard += line[1:3] in chains.SLIPS
+            slips += [line] if line != chains.step(operation, value) else []
+            right, value = chains.TABLE[operation[1] + right], line[-1]
+        assert (made.answer, made.reference) == (value, right)
+    assert 0.57 < len(slips) / hard < 0.63
+    assert all(line[-1] == chains.SLIPS[line[1:3]] for line in slips)
 
 
 def test_chains_are_the_same_for_a_seed_and_keep_away_from_the_test() -> None:
@@ -85,7 +115,7 @@ def test_thinking_is_cut_anywhere_and_often_after_a_line() -> None:
 
 def test_the_tokenizer_reads_any_text_and_has_the_markers() -> None:
     tokenizer = chains.tokenizer()
-    for text in ("3 a4 b*", "Anna has 5 äpfel\n"):
+    for text in ("3 aK bC", "Anna has 5 äpfel\n"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
     assert len(tokenizer("<think>\n</think>", add_special_tokens=False).input_ids) == 3
 
@@ -136,6 +166,7 @@ def test_the_readme_shows_these_results() -> None:
 # ---------------------------------------------------------------- running it
 
 
+@pytest.mark.slow
 def test_two_steps_of_every_stage(tmp_path: Path) -> None:
     done = started(tmp_path / "out", "--smoke", "--threads", "1")
     assert done.returncode == 0, done.stderr
