@@ -301,7 +301,7 @@ p.lora_adapters = [x.CommonAdapterLoraInfo(path, 1.0) for path in settings["adap
 p.cpuparams.n_threads = p.cpuparams_batch.n_threads = settings["threads"]
 p.n_ctx, p.n_parallel, p.kv_unified, p.n_batch = settings["cells"], 16, True, 512
 p.flash_attn_type, p.verbosity = x.llama_flash_attn_type(1), 0
-p.n_gpu_layers, p.hostname, p.port = 0, "127.0.0.1", settings["port"]
+p.n_gpu_layers = 0
 server = x.Server(p)
 print(server.listening_address, flush=True)
 sys.stdin.readline()
@@ -314,22 +314,23 @@ def embedded(asked: argparse.Namespace) -> Figures:
 
     rounds, tokens = (1, 8) if asked.quick else (asked.rounds, asked.tokens)
     weights = resolve(asked.model)
-    cells, threads = 16_384, asked.threads
+    cells, threads = 16_384, len(os.sched_getaffinity(0))  # as many as our server takes
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         home, port = Path(name), free_port()
         (home / "models").symlink_to(Path(weights.path).parent.parent)
         command = [sys.executable, "-m", "ponder.cli", "serve", "-m", asked.model, "--port", str(port), "--no-store"]
-        ours = Target("ponder", f"http://127.0.0.1:{port}", "", "", command, {"PONDER_HOME": str(home)})
+        ours = Target("ponder", f"http://127.0.0.1:{port}", "", asked.model, command, {"PONDER_HOME": str(home)})
         stack.callback(ours.stop)
         ours.start(home / "ponder.log")
         theirs = _llama(stack, {"path": str(weights.path), "adapters": [str(a.path) for a in weights.adapters],
-                                "threads": threads, "cells": cells, "port": free_port()})  # fmt: skip
-        generator = Generator()
-        stack.callback(generator.stop)
+                                "threads": threads, "cells": cells})  # fmt: skip
         speeds: dict[str, list[float]] = {"ponder": [], "llama.cpp": []}
+        generated = dict.fromkeys(speeds, 0)
         for turn in range(rounds):
             for target in (ours, theirs) if turn % 2 else (theirs, ours):
-                speeds[target.name].append(_burst(target, 16, tokens))
+                made, seconds = _burst(target, 16, tokens)
+                speeds[target.name].append(made / seconds)
+                generated[target.name] += made
     ratios = [mine / their for mine, their in zip(speeds["ponder"], speeds["llama.cpp"], strict=True)]
     return {
         "model": asked.model,
@@ -338,6 +339,7 @@ def embedded(asked: argparse.Namespace) -> Figures:
         "clients": 16,
         "rounds": rounds,
         "tokens_per_second": {name: round(statistics.median(each), 1) for name, each in speeds.items()},
+        "generated": generated,
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(each, 3) for each in ratios],
     }
@@ -355,13 +357,14 @@ def _llama(stack: ExitStack, settings: Figures) -> Target:
     return Target("llama.cpp", line.strip())
 
 
-def _burst(target: Target, clients: int, tokens: int) -> float:
-    """Tokens a second of as many different questions at once, from the first request to the last answer."""
+def _burst(target: Target, clients: int, tokens: int) -> tuple[int, float]:
+    """Tokens of as many different questions at once, and seconds from the first request to the last answer."""
     import concurrent.futures
 
     def one(number: int) -> int:
-        question = f"Tom has {number + 3} apples and buys {number * 7 + 5} more. How many has he now, and why?"
+        question = f"Write a long story about a fox, a crow and {number + 3} apples. Tell every detail of it."
         body = {
+            "model": target.model,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": tokens,
             "temperature": 0.7,
@@ -375,7 +378,7 @@ def _burst(target: Target, clients: int, tokens: int) -> float:
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         began = time.perf_counter()
         made = sum(pool.map(one, range(clients)))
-        return made / (time.perf_counter() - began)
+        return made, time.perf_counter() - began
 
 
 def main() -> None:
@@ -390,7 +393,6 @@ def main() -> None:
     parser.add_argument("--embedded", action="store_true", help="the embedded model in the place of an upstream")
     parser.add_argument("--model", default="ponder-135m")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     asked = parser.parse_args()
     before = os.getloadavg()[0]
     found = embedded(asked) if asked.embedded else gateways(asked)

@@ -65,6 +65,7 @@ def test_what_is_not_whole_is_an_error(mock: str) -> None:
     assert set(loaded(mock, text="fault:broken", streams=2)["errors"]) == {"500"}
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs() -> None:
     command = [sys.executable, str(HERE / "gateway.py"), "--quick", "--shapes", "whole_50", "stream_64"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)

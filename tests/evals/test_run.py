@@ -409,8 +409,8 @@ def test_another_verifier_judges_the_samples_that_are_there(store: Store) -> Non
     assert [result.correct for result in again.results] == [1] * 4
     assert (account.samples, account.cached_samples) == (0, 12)
     assert again.cost.tokens == run.cost.tokens
-    # Not the seconds of the replay, but those that the samples took: a pause before each token at the least.
-    assert again.cost.seconds >= 0.01 * max(sample.cost.tokens for each in run.results for sample in each.samples)
+    # Not the seconds of the replay, but those that the samples took: and pauses are long beside a replay.
+    assert again.cost.seconds >= 0.002 * max(sample.cost.tokens for each in run.results for sample in each.samples)
 
 
 def test_fewer_samples_of_more_questions_come_from_the_cache(store: Store) -> None:

@@ -206,6 +206,7 @@ def test_stop_ends_the_work_on_the_server_too(tmp_path: Path, by: str) -> None:
         until(browser, "stopped")
 
 
+@pytest.mark.slow
 def test_two_settings_run_side_by_side(tmp_path: Path) -> None:
     with pages_of(tmp_path, SAID, faults=[SLOW]) as server, opened(server) as browser:
         browser.click("#both")

@@ -127,7 +127,8 @@ def check_bound(engine: ScriptedEngine, outcome: Outcome, tokens: int, n: int) -
         assert cost.written == sample.mask.count(False)
         whole = engine.tokenizer.decode(token for token in sample.ids if token != EOS).decode(errors="replace")
         assert whole.replace("\ufffd", "") == sample.text.replace("\ufffd", "")
-        assert not any(marker in sample.thinking for marker in MARKERS)
+        # An opening marker that was cut when thinking had to end may be spelt out in it; a closing one never.
+        assert not any(marker in sample.thinking for marker in MARKERS if marker.startswith("</"))
 
 
 @settings(max_examples=40)
