@@ -362,16 +362,12 @@ def _burst(target: Target, clients: int, tokens: int) -> tuple[int, float]:
     import concurrent.futures
 
     def one(number: int) -> int:
-        question = f"Write a long story about a fox, a crow and {number + 3} apples. Tell every detail of it."
-        body = {
-            "model": target.model,
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": tokens,
-            "temperature": 0.7,
-            "reasoning_effort": "none",
-            "chat_template_kwargs": {"enable_thinking": False},
-        }
-        asked = urllib.request.Request(f"{target.url}/v1/chat/completions", json.dumps(body).encode(), target.headers)
+        # A text to go on with, so that hardly an answer ends before its last token on either side.
+        story = (
+            f"This is a long story about a fox, a crow and {number + 3} apples. One day in the year {1800 + number},"
+        )
+        body = {"model": target.model, "prompt": story, "max_tokens": tokens, "temperature": 0.7}
+        asked = urllib.request.Request(f"{target.url}/v1/completions", json.dumps(body).encode(), target.headers)
         with urllib.request.urlopen(asked, timeout=300) as answer:
             return int(json.load(answer)["usage"]["completion_tokens"])
 

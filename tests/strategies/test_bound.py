@@ -105,7 +105,7 @@ def test_the_budget_stays_hard_and_what_stops_is_valid(
 ) -> None:
     engine = babbler(text, eos, burst=burst, specials=specials, grammar=True)
     outcome = think(bound(engine, form=form), Budget(tokens=n * budget, min_thinking=minimum), n, wanted)
-    check_bound(engine, outcome, n * budget, n)
+    check_bound(engine, outcome, n * budget, n, form)
     if not wanted:
         assert outcome.error is None
     assert outcome.error is None or isinstance(outcome.error, NoAnswer)
@@ -114,7 +114,9 @@ def test_the_budget_stays_hard_and_what_stops_is_valid(
         assert whole or sample.answer[:1] in ("", "{")
 
 
-def check_bound(engine: ScriptedEngine, outcome: Outcome, tokens: int, n: int) -> None:
+def check_bound(
+    engine: ScriptedEngine, outcome: Outcome, tokens: int, n: int, form: ThinkingFormat = PONDER
+) -> None:
     """As `drive.check`; but an answer that is bound may hold markers: they are text."""
     assert engine.open_streams == 0
     assert sorted(sample.index for sample, _ in outcome.finished) == list(range(n))
@@ -127,8 +129,9 @@ def check_bound(engine: ScriptedEngine, outcome: Outcome, tokens: int, n: int) -
         assert cost.written == sample.mask.count(False)
         whole = engine.tokenizer.decode(token for token in sample.ids if token != EOS).decode(errors="replace")
         assert whole.replace("\ufffd", "") == sample.text.replace("\ufffd", "")
-        # An opening marker that was cut when thinking had to end may be spelt out in it; a closing one never.
-        assert not any(marker in sample.thinking for marker in MARKERS if marker.startswith("</"))
+        # To a format with other markers than these they are text.
+        markers = {*form.open_markers, *form.close_markers} & {*MARKERS}
+        assert not any(marker in sample.thinking for marker in markers)
 
 
 @settings(max_examples=40)
