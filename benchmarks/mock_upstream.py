@@ -3,7 +3,8 @@
     python benchmarks/mock_upstream.py [--port N] [--first SECONDS] [--between SECONDS] [--tokens N]
 
 Its first line says where it listens. An answer is `tokens` words of four characters, the first after `first` seconds
-and the others `between` seconds apart; a whole answer comes when its last word would. The usage is exact.
+and the others `between` seconds apart, by the clock; both a stream and a whole answer end with their last word. The
+usage is exact.
 
 A question may name a fault: "fault:hang" in it is followed. One that holds "#NAME" is counted under that name.
 GET /counts tells what was generated for each name, DELETE /counts forgets it.
@@ -134,7 +135,8 @@ class Mock(asyncio.Protocol):
         """A stream; with `until`, `end` happens in the place of the words after so many."""
         self._chunked = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         pause = self._pace.between if between is None else between
-        self._after(self._pace.first, self._next, 0, tokens, until, end, pause)
+        self._due = self._loop.time() + self._pace.first
+        self._timer = self._loop.call_at(self._due, self._next, 0, tokens, until, end, pause)
 
     def _next(self, place: int, tokens: int, until: int | None, end: Any, between: float) -> None:
         if place == until:
@@ -143,7 +145,9 @@ class Mock(asyncio.Protocol):
         if place < tokens:
             self._put(_WORD)
             self._sent(1)
-            self._after(between, self._next, place + 1, tokens, until, end, between)
+        if place + 1 < tokens or place + 1 == until:
+            self._due += between  # by the clock: timers that are late add nothing up
+            self._timer = self._loop.call_at(self._due, self._next, place + 1, tokens, until, end, between)
             return
         usage = json.dumps({**_CHUNK, "choices": [], **_usage(tokens)}).encode() if self._usage else b""
         self._put(_LAST + (b"data: " + usage + b"\n\n" if usage else b"") + b"data: [DONE]\n\n", b"0\r\n\r\n")

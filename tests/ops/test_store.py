@@ -667,3 +667,12 @@ def letters(events: Any, sample: int) -> list[tuple[str, str]]:
         elif event.sample == sample:
             found += [(event.type, character) for character in event.text]
     return found
+
+
+def test_whole_traces_are_kept_together_or_not_at_all(store: Store) -> None:
+    first, second = finished(begun("t1")), finished(begun("t2"))
+    store.keep([first])
+    with pytest.raises(StoreError, match="stored already"):
+        store.keep([second, first])
+    assert [each.id for each in store.list()] == ["t1"]
+    assert store.get("t1").answer == "56"

@@ -16,6 +16,7 @@ from ponder.ops.ledger import Ledger
 from ponder.ops.ledger_values import Entry
 from ponder.ops.limits import parse_limits
 from ponder.ops.prices import Prices
+from ponder.ops.store import Store
 from ponder.server.admission import Admission
 from ponder.server.backend import Served
 from ponder.server.books import LedgerBooks
@@ -25,6 +26,7 @@ from ponder.server.failures import Refusal
 from ponder.server.local import Local
 from ponder.server.reply import Reply
 from ponder.server.request import Caller, Request
+from ponder.server.traces import BATCH, FLUSH, Traces
 from ponder.types import Budget, Question, user
 
 SAID = "0123456789"
@@ -42,6 +44,9 @@ class Seen:
 
     def finished(self, tally: Tally) -> None:
         self.ended.append(tally)
+
+    def flush(self) -> None:
+        pass
 
 
 class Told:
@@ -264,3 +269,48 @@ def test_without_models_there_is_nothing_to_ask(ponder_home: Path) -> None:
     with pytest.raises(Refusal) as refused:
         Desk([]).find("")
     assert refused.value.status == 503
+
+
+# ---------------------------------------------------------------- traces
+
+
+def test_traces_are_written_some_together_and_at_the_end(ponder_home: Path) -> None:
+    with Store.open(ponder_home / "ponder.db") as store:
+        traces = Traces(store)
+
+        async def work(number: int) -> int:
+            desk = Desk([local(slowly(0))], watches=[traces])
+            for each in range(number):
+                [_ async for _ in desk.answer(asked(each + 1000 * number), asyncio.Event())]
+            before = len(store.list(None))
+            await desk.close()
+            return before
+
+        assert asyncio.run(work(3)) == 0
+        assert len(store.list(None)) == 3
+        assert asyncio.run(work(BATCH + 2)) == 3 + BATCH
+        assert len(store.list(None)) == 3 + BATCH + 2
+        assert traces.lost == 0
+
+
+def test_a_trace_is_there_after_a_moment(ponder_home: Path) -> None:
+    async def work(store: Store) -> int:
+        desk = Desk([local(slowly(0))], watches=[Traces(store)])
+        [_ async for _ in desk.answer(asked(), asyncio.Event())]
+        await asyncio.sleep(4 * FLUSH)
+        return len(store.list(None))
+
+    with Store.open(ponder_home / "ponder.db") as store:
+        assert asyncio.run(work(store)) == 1
+
+
+def test_a_store_that_cannot_be_written_fails_no_request(ponder_home: Path) -> None:
+    async def work(desk: Desk) -> None:
+        for _ in range(2):  # the same id, which a store takes once
+            [_ async for _ in desk.answer(asked(), asyncio.Event())]
+        await desk.close()
+
+    with Store.open(ponder_home / "ponder.db") as store:
+        traces = Traces(store)
+        asyncio.run(work(Desk([local(slowly(0))], watches=[traces])))
+        assert traces.lost == 2

@@ -156,18 +156,21 @@ class Store:
         self.path = database.path
         self._database = database
         self._connection = database.connection
+        self._me: tuple[str, int, str] | None = None
 
     @classmethod
-    def open(cls, path: str | Path | None = None) -> Store:
+    def open(cls, path: str | Path | None = None, background: bool = False) -> Store:
         """The store at `path`, by default `ponder.db` in `ponder.paths.home()`; made if it is not there.
 
-        Traces that a process on this machine was working on when it died become "interrupted".
-        Raises StoreError with the mend if the file cannot be made, read, written or understood.
+        Traces that a process on this machine was working on when it died become "interrupted". `background`: a thread
+        does what would delay a write now and then. Raises StoreError with the mend if the file cannot be made, read, written or understood.
         """
         path = paths.home() / "ponder.db" if path is None else Path(path)
         store = cls(Database.open(path, MIGRATIONS, NO_STORE, BUSY_SECONDS))
         try:
             store._interrupt_orphans()
+            if background:
+                store._database.checkpoint_in_background()
         except BaseException:
             store.close()
             raise
@@ -175,7 +178,7 @@ class Store:
 
     def close(self) -> None:
         """Closes the file. Safe to call twice."""
-        self._connection.close()
+        self._database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -202,6 +205,16 @@ class Store:
         except sqlite3.IntegrityError:
             raise StoreError(f"a trace {trace.id} is stored already", "give the new one another id") from None
         return Recorder(self, trace)
+
+    def keep(self, traces: Sequence[Trace]) -> None:
+        """Stores whole traces, all of them or none. Raises StoreError if there is one of such an id already, or they
+        cannot be written."""
+        try:
+            with self._transaction():
+                for trace in traces:
+                    self._insert(trace)
+        except sqlite3.IntegrityError:
+            raise StoreError("one of these traces is stored already", "give new ones other ids") from None
 
     def remove(self, prefix: str) -> str:
         """Removes the trace whose id is or begins with `prefix`, and gives its id.
@@ -316,9 +329,7 @@ class Store:
                 trace.id,
                 trace.created,
                 trace.state,
-                socket.gethostname(),
-                os.getpid(),
-                start_of(os.getpid()),
+                *self._process(),
                 trace.provenance.model,
                 trace.provenance.strategy,
                 trace.question.text[:QUESTION_CHARACTERS],
@@ -329,6 +340,12 @@ class Store:
                 to_json(trace),
             ),
         )
+
+    def _process(self) -> tuple[str, int, str]:
+        """This process: host, id and start. A fork is another one."""
+        if self._me is None or self._me[1] != os.getpid():
+            self._me = (socket.gethostname(), os.getpid(), start_of(os.getpid()))
+        return self._me
 
     def _replace(self, trace: Trace) -> None:
         with self._transaction():

@@ -80,6 +80,8 @@ class Watch(Protocol):
 
     def finished(self, tally: Tally) -> None: ...
 
+    def flush(self) -> None: ...
+
 
 class Desk:
     """Answers requests. `most_tokens` bounds a reply of a client that states no bound, in what is reserved for it."""
@@ -145,8 +147,16 @@ class Desk:
         finally:
             self._stops.discard(gone)
             tally.ended = self._clock()
-            for watch in self._watches:
-                watch.finished(tally)
+            asyncio.get_running_loop().call_soon(self._tell, tally)  # the client need not wait for it
+
+    def _tell(self, tally: Tally) -> None:
+        for watch in self._watches:
+            watch.finished(tally)
+
+    def flush(self) -> None:
+        """Has everything written that is known of requests that have ended."""
+        for watch in self._watches:
+            watch.flush()
 
     async def _answered(self, request: Request, tally: Tally, gone: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
         backend, served = self.find(request.model)
@@ -197,6 +207,8 @@ class Desk:
 
     async def close(self) -> None:
         """Closes the backends."""
+        await asyncio.sleep(0)  # for the last that have ended to be told
+        self.flush()
         await asyncio.gather(*(backend.close() for backend in self.backends), return_exceptions=True)
 
 

@@ -6,9 +6,10 @@ Source: the WHATWG HTML standard, "Server-sent events".
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
+
+from pydantic_core import to_json
 
 from ponder.protocols import closing
 
@@ -20,19 +21,16 @@ PING = b": ping\n\n"
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-
-
-_LINE_ENDS = {ord(each): f"\\u{ord(each):04x}" for each in "\u0085\u2028\u2029"}
+_LINE_ENDS = {each.encode(): f"\\u{ord(each):04x}".encode() for each in "\u0085\u2028\u2029"}
 
 
 def frame(data: Any, event: str = "") -> bytes:
     """One event with `data` as JSON on one line, named `event` where the dialect names its events."""
-    text = _encode(data)
+    text = to_json(data, inf_nan_mode="null")
     if not text.isascii():  # some clients end a line at these
-        text = text.translate(_LINE_ENDS)
-    head = f"event: {event}\n" if event else ""
-    return f"{head}data: {text}\n\n".encode()
+        for end, escaped in _LINE_ENDS.items():
+            text = text.replace(end, escaped)
+    return b"event: %s\ndata: %s\n\n" % (event.encode(), text) if event else b"data: %s\n\n" % text
 
 
 async def with_pings(frames: AsyncIterator[bytes], seconds: float, ping: bytes = PING) -> AsyncIterator[bytes]:

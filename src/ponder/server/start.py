@@ -19,6 +19,8 @@ DRAIN = 30.0
 """Seconds that requests at work have to end in once the server is told to stop."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than most proxies keep theirs, so that they close it."""
+GARBAGE = (20_000, 20, 50)
+"""Objects, and rounds, between two looks for cycles: a request makes about a thousand objects and hardly a cycle."""
 
 
 class Server(uvicorn.Server):
@@ -34,6 +36,7 @@ class Server(uvicorn.Server):
         if not self.should_exit:
             gc.collect()
             gc.freeze()  # what is there now stays: looking through it again and again would delay requests
+            gc.set_threshold(*GARBAGE)
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

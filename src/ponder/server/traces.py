@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,26 +11,47 @@ from ponder.ops.store import Store
 from ponder.server.desk import Tally
 from ponder.types import Provenance, Trace, TraceState
 
+FLUSH = 0.05
+"""Seconds after which what has gathered is written: one transaction costs about as much as what is in it."""
+BATCH = 16
+"""Traces that are written at once, so that no request waits long for others' traces."""
+
 
 class Traces:
-    """Writes a trace of each request that a model answered. A store that cannot be written fails no request."""
+    """Writes a trace of each request that a model answered, some together. A store that cannot be written fails no
+    request; the end of the process by force takes the last moment's traces, and what they cost stands in the ledger."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._waiting: list[Trace] = []
+        self._timer: asyncio.TimerHandle | None = None
         self.lost = 0
 
     def arrived(self, tally: Tally) -> None:
         """Nothing to write yet: what a dying process was at stands in the ledger."""
 
     def finished(self, tally: Tally) -> None:
-        """Writes the trace."""
+        """Keeps the trace, to be written soon."""
         if tally.begun is None or tally.usage is None:
             return
-        trace = traced(tally)
-        with contextlib.suppress(PonderError):
-            self._store.begin(trace).finish(trace)
+        self._waiting.append(traced(tally))
+        if len(self._waiting) >= BATCH:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH, self.flush)
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        kept, self._waiting = self._waiting, []
+        if not kept:
             return
-        self.lost += 1
+        try:
+            self._store.keep(kept)
+        except PonderError:
+            self.lost += len(kept)
 
 
 def traced(tally: Tally) -> Trace:

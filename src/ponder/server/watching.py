@@ -89,6 +89,9 @@ class Telling:
             except Exception:  # a full disk under a log, a collector that is away
                 self.failures += 1
 
+    def flush(self) -> None:
+        """Nothing waits: everybody was told at once."""
+
 
 def _operation(request: Request) -> Operation:
     return "text_completion" if request.dialect == "completions" else "chat"
