@@ -1,5 +1,6 @@
 # make demo   sets up .venv and asks the embedded model a question
-# make test   lint, types, import contracts, docs, tests with coverage: what has to pass before a change is taken
+# make test   lint, types, import contracts, docs, tests: what has to pass before a change is taken
+# make coverage  the same tests, and how much of the code they reach, in twice the time
 # make test-extras  the tests of the parts that need packages of their own
 # make curve  what thinking buys the embedded model on word problems: a table, curves, a page and a policy, in curve/
 # make recipe-tiny  the whole way round: a model of 1 million parameters from nothing, taught to think, in minutes
@@ -17,7 +18,7 @@ QUESTION := Anna has 5 apples and buys 7 more. How many apples does she have?
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(shell find src -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-extras curve recipe-tiny lint docs bench clean
+.PHONY: demo test test-extras curve coverage recipe-tiny lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -34,6 +35,9 @@ recipe-tiny: $(VENV)/installed-train
 	$(BIN)/python recipes/tiny/run.py recipes/tiny/out
 
 test: lint
+	$(BIN)/pytest -m "not slow" -n auto --dist loadfile
+
+coverage: $(VENV)/installed-dev
 	$(BIN)/pytest -m "not slow" -n auto --dist loadfile --cov --cov-report=term-missing --cov-fail-under=90
 
 # Tasks and workers that need packages of their own; a local cluster of two nodes among them.

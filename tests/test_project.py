@@ -217,6 +217,13 @@ def test_make_runs_every_check() -> None:
     steps = ["ruff check", "ruff format --check", "mypy", "lint-imports", "cli_docs.py --check", "include_examples.py"]
     places = [done.stdout.index(step) for step in [*steps, "pytest"]]
     assert places == sorted(places), "pytest comes last, so that its summary does"
+    assert "pytest" in done.stdout.splitlines()[-1]
+
+
+def test_what_the_tests_reach_has_a_bound() -> None:
+    done = subprocess.run(
+        ["make", "-n", "--no-print-directory", "coverage"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--cov-fail-under=90" in done.stdout.splitlines()[-1]
 
 
@@ -243,6 +250,7 @@ subprocess.run([*child, "import ponder.protocols"], check=True)
 """
 
 
+@pytest.mark.slow
 def test_children_are_measured(tmp_path: Path) -> None:
     """What runs in a process of its own counts, also where it ends by os._exit; one that is killed does no harm."""
     settings = {"COVERAGE_RCFILE": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": str(tmp_path / ".coverage")}
