@@ -324,20 +324,20 @@ def embedded(asked: argparse.Namespace) -> Figures:
         ours.start(home / "ponder.log")
         theirs = _llama(stack, {"path": str(weights.path), "adapters": [str(a.path) for a in weights.adapters],
                                 "threads": threads, "cells": cells})  # fmt: skip
-        speeds: dict[str, list[float]] = {"ponder": [], "llama.cpp": []}
-        generated = dict.fromkeys(speeds, 0)
-        for turn in range(rounds):
-            for target in (ours, theirs) if turn % 2 else (theirs, ours):
-                made, seconds = _burst(target, 16, tokens)
-                speeds[target.name].append(made / seconds)
-                generated[target.name] += made
+        kinds = {kind: _side_by_side(ours, theirs, kind, rounds, tokens) for kind in ("chat", "completions")}
+    return {"model": asked.model, "threads": threads, "tokens": tokens, "clients": 16, "rounds": rounds, **kinds}
+
+
+def _side_by_side(ours: Target, theirs: Target, kind: str, rounds: int, tokens: int) -> Figures:
+    speeds: dict[str, list[float]] = {"ponder": [], "llama.cpp": []}
+    generated = dict.fromkeys(speeds, 0)
+    for turn in range(rounds):
+        for target in (ours, theirs) if turn % 2 else (theirs, ours):
+            made, seconds = _burst(target, kind, 16, tokens)
+            speeds[target.name].append(made / seconds)
+            generated[target.name] += made
     ratios = [mine / their for mine, their in zip(speeds["ponder"], speeds["llama.cpp"], strict=True)]
     return {
-        "model": asked.model,
-        "threads": threads,
-        "tokens": tokens,
-        "clients": 16,
-        "rounds": rounds,
         "tokens_per_second": {name: round(statistics.median(each), 1) for name, each in speeds.items()},
         "generated": generated,
         "ratio": round(statistics.median(ratios), 3),
@@ -357,17 +357,21 @@ def _llama(stack: ExitStack, settings: Figures) -> Target:
     return Target("llama.cpp", line.strip())
 
 
-def _burst(target: Target, clients: int, tokens: int) -> tuple[int, float]:
-    """Tokens of as many different questions at once, and seconds from the first request to the last answer."""
+def _burst(target: Target, kind: str, clients: int, tokens: int) -> tuple[int, float]:
+    """Tokens of as many different requests at once, and seconds from the first request to the last answer."""
     import concurrent.futures
 
     def one(number: int) -> int:
-        # A text to go on with, so that hardly an answer ends before its last token on either side.
-        story = (
-            f"This is a long story about a fox, a crow and {number + 3} apples. One day in the year {1800 + number},"
-        )
-        body = {"model": target.model, "prompt": story, "max_tokens": tokens, "temperature": 0.7}
-        asked = urllib.request.Request(f"{target.url}/v1/completions", json.dumps(body).encode(), target.headers)
+        common = {"model": target.model, "max_tokens": tokens, "temperature": 0.7}
+        if kind == "chat":
+            question = f"Write a long story about a fox, a crow and {number + 3} apples. Tell every detail of it."
+            messages = [{"role": "user", "content": question}]
+            body = {**common, "messages": messages, "reasoning_effort": "none"}
+            path = "/v1/chat/completions"
+        else:  # a text to go on with, so that hardly an answer ends before its last token on either side
+                f"This is a long story about a fox and {number + 3} apples. One day in the year {1800 + number},"
+            body, path = {**common, "prompt": prompt}, "/v1/completions"
+        asked = urllib.request.Request(f"{target.url}{path}", json.dumps(body).encode(), target.headers)
         with urllib.request.urlopen(asked, timeout=300) as answer:
             return int(json.load(answer)["usage"]["completion_tokens"])
 
