@@ -369,7 +369,7 @@ def _burst(target: Target, kind: str, clients: int, tokens: int) -> tuple[int, f
             body = {**common, "messages": messages, "reasoning_effort": "none"}
             path = "/v1/chat/completions"
         else:  # a text to go on with, so that hardly an answer ends before its last token on either side
-                f"This is a long story about a fox and {number + 3} apples. One day in the year {1800 + number},"
+            prompt = f"A long story about a fox and {number + 3} apples. One day in the year {1800 + number},"
             body, path = {**common, "prompt": prompt}, "/v1/completions"
         asked = urllib.request.Request(f"{target.url}{path}", json.dumps(body).encode(), target.headers)
         with urllib.request.urlopen(asked, timeout=300) as answer:

@@ -114,9 +114,7 @@ def test_the_budget_stays_hard_and_what_stops_is_valid(
         assert whole or sample.answer[:1] in ("", "{")
 
 
-def check_bound(
-    engine: ScriptedEngine, outcome: Outcome, tokens: int, n: int, form: ThinkingFormat = PONDER
-) -> None:
+def check_bound(engine: ScriptedEngine, outcome: Outcome, tokens: int, n: int, form: ThinkingFormat = PONDER) -> None:
     """As `drive.check`; but an answer that is bound may hold markers: they are text."""
     assert engine.open_streams == 0
     assert sorted(sample.index for sample, _ in outcome.finished) == list(range(n))

@@ -163,7 +163,8 @@ class Store:
         """The store at `path`, by default `ponder.db` in `ponder.paths.home()`; made if it is not there.
 
         Traces that a process on this machine was working on when it died become "interrupted". `background`: a thread
-        does what would delay a write now and then. Raises StoreError with the mend if the file cannot be made, read, written or understood.
+        does what would delay a write now and then. Raises StoreError with the mend if the file cannot be made, read,
+        written or understood.
         """
         path = paths.home() / "ponder.db" if path is None else Path(path)
         store = cls(Database.open(path, MIGRATIONS, NO_STORE, BUSY_SECONDS))
