@@ -24,11 +24,12 @@ from ponder.server import openai_failures, pages
 from ponder.server.app import App, Route
 from ponder.server.books import LedgerBooks
 from ponder.server.desk import Desk
-from ponder.server.doors import Keyed
+from ponder.server.doors import Keyed, Nearby
 from ponder.server.endpoints import Endpoints
 from ponder.server.local import Local
 from ponder.server.openai_wire import Wire
 from ponder.server.pages_feed import Feed
+from ponder.server.pages_state import Condition
 from ponder.server.signatures import Signer
 from ponder.server.traces import Traces
 from ponder.server.watching import Telling
@@ -45,6 +46,7 @@ def pages_of(
     keys: bool = False,
     more: Sequence[Route] = (),
     on_made: Callable[[Desk, Feed], None] = lambda desk, feed: None,
+    condition: Condition | None = None,
 ) -> Iterator[Serving]:
     """Serves the pages over an engine that says `texts`, or what `reply` gives. more: routes in the place of others."""
 
@@ -52,14 +54,14 @@ def pages_of(
         stack = ExitStack()
         ledger = stack.enter_context(Ledger.open(home / "ledger.db"))
         store = stack.enter_context(Store.open(home / "ponder.db"))
-        doors = Keyed(stack.enter_context(Keys.open(home / "ledger.db"))) if keys else None
+        doors = Keyed(stack.enter_context(Keys.open(home / "ledger.db"))) if keys else Nearby()
         feed = Feed()
         backend = Local(model_of(ScriptedEngine(reply or says(*texts), faults=list(faults))), name=MODEL)
         books = LedgerBooks(ledger, Prices.read())
         desk = Desk([backend], books=books, watches=[Telling(feed.finished), Traces(store)])
         on_made(desk, feed)
         endpoints = Endpoints(desk, Wire(), Signer(b"x" * 32))
-        routes = (*endpoints.routes(), *pages.routes(desk, feed, home=home), *more)
+        routes = (*endpoints.routes(), *pages.routes(desk, feed, home=home, condition=condition), *more)
         app = App(routes, openai_failures.failure, doors)
 
         async def close() -> None:

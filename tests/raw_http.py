@@ -48,7 +48,7 @@ class Raw:
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> None:
         """Sends a request. Names of headers are written with underscores."""
-        lines = {"host": "x", **({} if body is None else {"content-length": str(len(body))})}
+        lines = {"host": "localhost", **({} if body is None else {"content-length": str(len(body))})}
         lines |= {name.replace("_", "-"): value for name, value in headers.items()}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.send(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + (body or b""))

@@ -35,7 +35,7 @@ class WeightsError(PonderError):
 
 
 class StoreError(PonderError):
-    """The database of traces cannot be opened or written."""
+    """A file of ponder's own cannot be opened, read or written: traces, the ledger with its keys, prompts, drift."""
 
 
 class TrainingError(PonderError):

@@ -30,7 +30,8 @@ class Capabilities:
     first: honours `SamplingParams.first`.
     stops: honours `SamplingParams.stops`.
     grammar: honours `SamplingParams.grammar`.
-    top: how many of the likeliest tokens it can report at each place.
+    top: how many of the likeliest tokens it can report at each place, sampled or scored.
+    embed: makes vectors of texts: it is an `Embedder`, too.
     adapters: names of the low-rank adapters that a request may switch on.
     """
 
@@ -46,6 +47,7 @@ class Capabilities:
     stops: bool = False
     grammar: bool = False
     top: int = 0
+    embed: bool = False
     adapters: tuple[str, ...] = ()
 
 
@@ -177,11 +179,18 @@ class ChatChunk:
 
 
 class LogProbs(list[float]):
-    """Log-probabilities, and what it took: `computed` tokens, of which none was in the cache."""
+    """Log-probabilities, and what it took: `computed` tokens, of which none was in the cache. `top` holds, for each
+    where `SamplingParams.top` asked for it, the likeliest tokens at its place, as `Chunk.top` does."""
 
-    def __init__(self, values: Iterable[float] = (), computed: int = 0) -> None:
+    def __init__(
+        self,
+        values: Iterable[float] = (),
+        computed: int = 0,
+        top: Iterable[tuple[tuple[int, float], ...]] = (),
+    ) -> None:
         super().__init__(values)
         self.computed = computed
+        self.top = tuple(top)
 
 
 @runtime_checkable
@@ -214,7 +223,10 @@ class Engine(Protocol):
         ...
 
     async def score(self, ids: Sequence[int], start: int, params: SamplingParams | None = None) -> list[float]:
-        """Log-probability of each of `ids[start:]` given everything before it; `LogProbs` where the cost is known."""
+        """Log-probability of each of `ids[start:]` given everything before it; `LogProbs` where the cost is known.
+
+        Of `params`, `adapters` and `top` count, the latter as far as `capabilities.top` goes.
+        """
         ...
 
     def chat(
@@ -225,6 +237,15 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stops admitting, cancels, waits, releases. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What an engine with `capabilities.embed` can do beside `Engine`."""
+
+    async def embed(self, ids: Sequence[int], params: SamplingParams | None = None) -> list[float]:
+        """The mean of the last hidden states of `ids`, of length 1. Of `params`, `adapters` count."""
         ...
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ponder.chat.answer_grammar import (
     MOST_CALLS,
     any_json,
+    call_or_json,
     check,
     constrained,
     json_schema,
@@ -278,6 +279,64 @@ def test_calls_of_channels_are_read_back(name: str) -> None:
         jsonschema.validate(json.loads(call.arguments), schema_of(call.name))
 
 
+def read(grammar: str, text: str, form: Any) -> tuple[list[Any], str]:
+    """The calls and the answer, whatever pieces the text comes in."""
+    found = []
+    for size in (1, 3, len(text)):
+        parser = Parser(literal(form, grammar), tools=of_calls(grammar))
+        pieces = [piece for at in range(0, len(text), size) for piece in parser.feed(text[at : at + size])]
+        pieces += parser.finish()
+        calls = [piece.call for piece in pieces if piece.call]
+        found.append((calls, "".join(piece.text for piece in pieces if piece.kind == "answer")))
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+
+@pytest.mark.parametrize("style", [*STYLES, "harmony"])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_calls_or_json_are_read_back_as_what_they_are(style: Any, parallel: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", 22]}}, "required": ["a"]}
+    grammar = call_or_json(style, TOOLS, schema, parallel)
+    check(grammar)
+    form = FAMILIES["gpt-oss" if style == "harmony" else "qwen3"]
+    kinds = set()
+    for seed in range(30):
+        calls, answer = read(grammar, babble(grammar, seed), form)
+        kinds.add("call" if calls else "json")
+        for call in calls:
+            jsonschema.validate(json.loads(call.arguments), schema_of(call.name))
+        if not calls:
+            jsonschema.validate(json.loads(answer), schema)
+        assert not (calls and answer)
+        assert parallel or len(calls) <= 1
+    assert kinds == {"call", "json"}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_json_that_looks_like_a_call_stays_json(style: Any) -> None:
+    """A schema may ask for just that, and a string may hold a whole call."""
+    grammar = call_or_json(style, TOOLS)
+    whole_call = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+    for document in (
+        {"name": "now", "arguments": {}},
+        {"name": "now", "parameters": {}},
+        {"a": whole_call},
+        {whole_call: "[TOOL_CALLS][]"},
+    ):
+        text = json.dumps(document)
+        assert accepts(grammar, text)
+        assert read(grammar, text, FAMILIES["qwen3"]) == ([], text)
+    assert not accepts(grammar, "[]")
+    assert not accepts(grammar, "words")
+
+
+def test_a_call_needs_an_offered_tool_also_beside_json() -> None:
+    with pytest.raises(InputError, match="no tool is offered"):
+        call_or_json("hermes", ())
+    assert not of_calls(any_json())
+    assert of_calls(call_or_json("hermes", TOOLS))
+
+
 def test_only_offered_tools_can_be_named() -> None:
     with pytest.raises(InputError, match=r"no tool 'other' is offered.* choose from get_weather, x.add-1, now"):
         tool_call("hermes", TOOLS, "other")
@@ -311,7 +370,11 @@ def test_the_style_is_that_of_the_template(template: str, channels: bool, style:
 
 
 @pytest.mark.parametrize("form", FAMILIES.values(), ids=lambda form: form.name)
-@pytest.mark.parametrize("grammar", [any_json(), tool_call("hermes", TOOLS)], ids=["json", "calls"])
+@pytest.mark.parametrize(
+    "grammar",
+    [any_json(), tool_call("hermes", TOOLS), call_or_json("hermes", TOOLS)],
+    ids=["json", "calls", "either"],
+)
 def test_thinking_surely_begins_and_its_end_leaves_nothing_in_the_answer(form: Any, grammar: str) -> None:
     bound = constrained(form, grammar)
     assert bound.inside(f"prompt{bound.begin('prompt', True)}")

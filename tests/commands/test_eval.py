@@ -151,7 +151,7 @@ def test_verifier_and_format_can_be_chosen(tmp_path):
         (["--format", "guess"], "there is no format 'guess'"),
         (["--budget", "0"], "tokens must be above 0"),
         (["--seeds", "0"], "seeds=0"),
-        (["--at-once", "0"], "at_once=0"),
+        (["--at-once", "0"], "--at-once 0 asks nothing"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--sample-seed", "1"], "--sample-seed draws some"),
         (["--temperature", "nan"], "is no number"),

@@ -152,7 +152,7 @@ def test_what_cannot_be_asked_is_refused(llama: LlamaEngine) -> None:
             engine.chat((), 1, one)
         with pytest.raises(ContextOverflow, match="8000 tokens and 193 more do not fit into 8192"):
             await take(engine, [5] * 8000, max_tokens=193)
-        with pytest.raises(ContextOverflow, match="8193 tokens to score"):
+        with pytest.raises(ContextOverflow, match="a text of 8193 tokens"):
             await engine.score([5] * 8193, 1)
         with pytest.raises(InputError, match="empty"):
             await take(engine, [])

@@ -12,8 +12,9 @@ from cache_backend import END_IDS, VOCABULARY, CacheBackend, alone, scores_alone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ponder.engine.lines import Request
 from ponder.engine.sampling import Sampling
-from ponder.engine.scheduler import PREFILL_BESIDE_DECODE, Request, Scheduler, describe
+from ponder.engine.scheduler import PREFILL_BESIDE_DECODE, Scheduler, describe
 from ponder.errors import ContextOverflow, EngineError, PonderError
 
 PLAIN = Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=0, ignore_eos=True)
@@ -440,7 +441,7 @@ def test_what_can_never_fit_is_refused_at_once() -> None:
         bench.ask(LONG[:45], max_tokens=6)
     with pytest.raises(ContextOverflow, match="empty"):
         bench.ask([])
-    with pytest.raises(ContextOverflow, match="51 tokens to score do not fit into 50"):
+    with pytest.raises(ContextOverflow, match="a text of 51 tokens does not fit into 50"):
         bench.scheduler.score(LONG[:51], 1, BASE)
     bench.ask(LONG[:45], max_tokens=5)
     bench.finish()

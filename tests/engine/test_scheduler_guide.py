@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from ponder.chat.answer_grammar import regular
 from ponder.engine.constraint import Vocabulary
 from ponder.engine.guide import Guide
+from ponder.engine.lines import Request
 from ponder.engine.sampling import Sampling, likeliest, picks
-from ponder.engine.scheduler import Request, Scheduler, describe
+from ponder.engine.scheduler import Scheduler, describe
 from ponder.errors import InputError, PonderError
 
 SCALES = (0.0, 0.0)

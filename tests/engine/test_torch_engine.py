@@ -407,7 +407,7 @@ def test_what_cannot_be_asked_is_refused(engine: TorchEngine) -> None:
             engine.chat((), 1, one)
         with pytest.raises(ContextOverflow, match="250 tokens and 7 more do not fit into 256"):
             await take(engine, [5] * 250, max_tokens=7)
-        with pytest.raises(ContextOverflow, match="257 tokens to score"):
+        with pytest.raises(ContextOverflow, match="a text of 257 tokens"):
             await engine.score([5] * 257, 1)
         with pytest.raises(InputError, match="empty"):
             await take(engine, [])

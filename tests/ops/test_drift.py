@@ -185,7 +185,7 @@ def test_what_is_tolerated_raises_nothing() -> None:
 
 
 def test_an_alarm_is_raised_once_says_what_it_was_and_is_and_stands_until_the_restart() -> None:
-    drift, raised = Drift(QUICK), []
+    drift, raised = Drift(QUICK, clock=lambda: 1_700_000_000.0), []
     made = Finished("r", model="toy", prompt_name="support", prompt_version=3, output_tokens=100, micro_dollars=0)
     for number in range(QUICK.window + 300):
         raised += drift.add(replace(made, output_tokens=(100 if number < QUICK.window else 1_250) + number % 7))
@@ -196,9 +196,12 @@ def test_an_alarm_is_raised_once_says_what_it_was_and_is_and_stands_until_the_re
     assert alarm.text.startswith(shown)
     assert alarm.text.endswith("requests, median 103 tokens in the 200 of the reference")
     assert "\n" not in alarm.text
+    told = (alarm.expected, alarm.seen, alarm.since)
+    assert told == ("median 103 tokens", "median 1,253 tokens", 1_700_000_000)
     assert drift.state()["toy", "support v3", "length"] is True
     assert drift.state()["toy", "support v3", "cost"] is False
     drift.restart("another")
+    drift.restart("toy", "support v4")
     assert drift.alarms()
     drift.restart("toy")
     assert not drift.alarms()
@@ -257,19 +260,35 @@ def test_nothing_that_an_upstream_reports_is_a_failure(tokens: Any, cost: Any, s
 def test_a_restart_forgets_nothing(at: int, tmp_path: Path) -> None:
     """Saved and loaded anywhere, it says the same afterwards as one that went on."""
     rng = random.Random(7)
-    whole, parted = Drift(QUICK), Drift(QUICK)
+    clock = lambda: 1_700_000_000.0  # noqa: E731
+    whole, parted = Drift(QUICK, clock), Drift(QUICK, clock)
     requests = [request(rng) for _ in range(QUICK.window + 300)] + [request(rng, longer=2) for _ in range(300)]
     raised: tuple[list[Any], list[Any]] = ([], [])
     for number, finished in enumerate(requests):
         if number == at:
             parted.save(tmp_path / "a" / "drift.json")
-            parted = Drift.load(tmp_path / "a" / "drift.json", QUICK)
+            parted = Drift.load(tmp_path / "a" / "drift.json", QUICK, clock)
         raised[0].extend(whole.add(finished))
         raised[1].extend(parted.add(finished))
     assert raised[0] == raised[1]
     assert raised[0]
     assert parted.dump() == whole.dump()
+    assert parted.alarms() == whole.alarms()
+    assert {alarm.since for alarm in parted.alarms()} == {1_700_000_000}
     assert [each.name for each in (tmp_path / "a").iterdir()] == ["drift.json"]
+
+
+def test_alarms_that_were_kept_as_their_text_still_stand(tmp_path: Path) -> None:
+    rng, drift = random.Random(7), Drift(QUICK)
+    for number in range(QUICK.window + 300):
+        drift.add(request(rng, longer=1 if number < QUICK.window else 3))
+    document = drift.dump()
+    for each in document["streams"][0]["watches"].values():
+        each["raised"] = {direction: alarm["text"] for direction, alarm in each["raised"].items()}
+    (tmp_path / "d").write_text(json.dumps(document))
+    kept = Drift.load(tmp_path / "d", QUICK).alarms()
+    assert [alarm.text for alarm in kept] == [alarm.text for alarm in drift.alarms()]
+    assert kept
 
 
 def test_the_file_is_small(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from ponder.ops.finished import Finished
-from ponder.ops.metrics import MOST_LABELS, Metrics
+from ponder.ops.metrics import MOST_LABELS, Metrics, Upstream
 
 DONE = Finished(
     "r1",
@@ -87,17 +86,16 @@ def test_names_of_vllm_come_with_its_own_prefix_too() -> None:
     } <= names
 
 
-def test_waiting_and_running_go_up_and_down_again_also_when_a_request_fails() -> None:
+def test_what_runs_and_waits_is_asked_for_at_each_scrape() -> None:
     metrics = Metrics()
-    with metrics.waiting(), metrics.waiting():
-        assert value(metrics, "ponder:num_requests_waiting") == 2
-    inside = []
-    with suppress(RuntimeError), metrics.running():
-        inside.append(value(metrics, "ponder:num_requests_running"))
-        raise RuntimeError
-    assert inside == [1]
-    assert value(metrics, "ponder:num_requests_waiting") == 0
+    assert value(metrics, "ponder:num_requests_running") == value(metrics, "ponder:num_requests_waiting") == 0
+    now = [3, 5]
+    metrics.queue(lambda: now[0], lambda: now[1])
+    assert value(metrics, "ponder:num_requests_running") == 3
+    assert value(metrics, "ponder:num_requests_waiting") == 5
+    now[:] = [0, 1]
     assert value(metrics, "ponder:num_requests_running") == 0
+    assert value(metrics, "ponder:num_requests_waiting") == 1
 
 
 def test_failures_are_no_successes() -> None:
@@ -164,7 +162,7 @@ def test_labels_are_bounded() -> None:
             Finished("r", model=name, backend=name, dialect=name, key_id=name, project=name, status=number)
         )
         metrics.limit_hit(name)
-        metrics.upstream(name, "open")
+    metrics.upstreams(lambda: {f"m{number}": "open" for number in range(5 * MOST_LABELS)})
     values: dict[str, set[str]] = {}
     for _, labels in samples(metrics):
         for label, each in labels:
@@ -185,8 +183,10 @@ def test_ids_of_keys_only_when_switched_on() -> None:
 
 def test_upstreams_limits_ledger_and_what_others_count() -> None:
     metrics = Metrics()
-    metrics.upstream("cloud", "open")
-    metrics.upstream("cloud", "half_open")
+    states: dict[str, Upstream] = {"cloud": "open"}
+    metrics.upstreams(lambda: states)
+    assert value(metrics, "ponder:upstream_state", backend="cloud", state="open") == 1
+    states["cloud"] = "half_open"
     assert value(metrics, "ponder:upstream_state", backend="cloud", state="open") == 0
     assert value(metrics, "ponder:upstream_state", backend="cloud", state="half_open") == 1
     metrics.limit_hit("usd/month")

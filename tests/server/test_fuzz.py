@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 from service import answers, service
 from serving import Serving
 
-POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens")
+POSTS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+    "/v1/embeddings",
+)
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"model": "m", "prompt": "x", "max_tokens": 4},
     "/v1/responses": {"model": "m", "input": "x"},
     "/v1/messages": {"model": "m", "max_tokens": 20, "messages": [{"role": "user", "content": "x"}]},
     "/v1/messages/count_tokens": {"model": "m", "messages": [{"role": "user", "content": "x"}]},
+    "/v1/embeddings": {"model": "m", "input": "x"},
 }
 few = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
@@ -67,7 +71,14 @@ VALUES = st.recursive(
 def test_any_field_with_any_value(client: httpx.Client, data: st.DataObject, path: str, value: Any) -> None:
     from ponder.server.openapi_requests import requests
 
-    kinds = ("ChatRequest", "CompletionRequest", "ResponseRequest", "MessageRequest", "CountRequest")
+    kinds = (
+        "ChatRequest",
+        "CompletionRequest",
+        "ResponseRequest",
+        "MessageRequest",
+        "CountRequest",
+        "EmbeddingRequest",
+    )
     names = sorted(requests()[dict(zip(POSTS, kinds, strict=True))[path]]["properties"])
     check(client.post(path, json={**GOOD[path], data.draw(st.sampled_from(names)): value}))
 

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 from service import answers, service
 from serving import Serving
 
-from ponder.server import anthropic, openai_chat, openai_completions, openai_fields, openai_responses
+from ponder.server import anthropic, openai_chat, openai_completions, openai_embeddings, openai_fields, openai_responses
 from ponder.server.openapi_requests import requests
 
 CHECKS = [
@@ -66,6 +66,7 @@ def test_every_field_that_a_dialect_reads_is_told() -> None:
     assert told["ChatRequest"] == shared | set(openai_chat.READ)
     assert told["CompletionRequest"] == shared | set(openai_completions.READ)
     assert told["MessageRequest"] == {*anthropic.READ, *anthropic.WITHOUT_EFFECT}
+    assert told["EmbeddingRequest"] == set(openai_embeddings.READ)
     read = {*openai_responses.READ, *openai_responses.WITHOUT_EFFECT, *openai_responses.REFUSED}
     assert told["ResponseRequest"] == read
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from browser import Browser, needs_chromium
+from drifting import condition, drifted
 from pages_server import pages_of, question
 from serving import Serving
 
@@ -453,6 +454,21 @@ def test_the_theme_is_chosen_and_kept(full: Serving) -> None:
             "document.readyState === 'complete' && document.querySelector('#theme-button').title === 'Theme: dark'"
         )
         assert browser.run(ground) == dark
+
+
+def test_the_dashboard_tells_of_upstreams_and_ends_an_alarm(tmp_path: Path) -> None:
+    drift = drifted()
+    with pages_of(tmp_path, "4", condition=condition(drift)) as server, opened(server, "dashboard") as browser:
+        browser.wait("!!document.querySelector('#upstreams td') && !!document.querySelector('#drift td')")
+        upstreams, alarm = text_of(browser, "#upstreams tbody"), text_of(browser, "#drift tbody")
+        for words in ("well", "ill", "left alone", "timeout"):
+            assert words in upstreams
+        for words in ("support v3", "length up", "median 100 tokens", "median 900 tokens"):
+            assert words in alarm
+        browser.click("#drift button")
+        browser.wait("!document.querySelector('#drift td')")
+        assert "No alarm stands" in text_of(browser, "#drift")
+        assert not drift.alarms()
 
 
 def test_the_dashboard_goes_on_by_itself(full: Serving) -> None:

@@ -126,7 +126,7 @@ def test_where_nobody_can_the_last_one_says_why() -> None:
 
 
 def test_a_request_that_may_have_been_begun_counts_with_its_prompt() -> None:
-    late = Refusal(504, "timeout_error", "silent", code="timeout")
+    late = Refusal(504, "timeout_error", "silent", code="timeout", lost=True)
     found = asyncio.run(heard(fallback("r", [target(Place("a", late, price=1.0)), target(Place("b", price=1.0))])))
     used = found.reply.usage
     assert used is not None

@@ -186,7 +186,6 @@ class Town(BaseModel):
 def test_what_must_be_a_call_or_json_is(client: OpenAI, effort: Any) -> None:
     options: dict[str, Any] = {"model": "bound", "reasoning_effort": effort, "max_tokens": 400}
     named = {"type": "function", "function": {"name": "weather"}}
-    tools = [TOOLS[0], {"type": "function", "function": {"name": "other", "parameters": CITY}}]
     number: Any = {"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"]}
     short: Any = [{"type": "function", "function": {"name": "pick", "parameters": number}}]
     for choice in ("required", {"type": "function", "function": {"name": "pick"}}):
@@ -204,8 +203,14 @@ def test_what_must_be_a_call_or_json_is(client: OpenAI, effort: Any) -> None:
     )
     with pytest.raises(openai.BadRequestError, match="not among the tools"):
         ask(client, "x", tools=short, tool_choice=named, **options)
-    with pytest.raises(openai.BadRequestError, match="may be a call"):
-        ask(client, "x", tools=tools, response_format={"type": "json_object"}, **options)
+    shape: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": number}}
+    told = [ask(client, "x", tools=short, response_format=shape, seed=seed, **options).choices[0] for seed in range(6)]
+    for choice in told:
+        calls = choice.message.tool_calls or []
+        assert choice.finish_reason == ("tool_calls" if calls else "stop")
+        said = [call.function.arguments for call in calls] or [choice.message.content]
+        assert all(json.loads(each)["a"] in (1, 22) for each in said)
+        assert not (calls and choice.message.content)
 
 
 def test_a_shape_that_cannot_be_kept_is_refused_by_name(client: OpenAI) -> None:

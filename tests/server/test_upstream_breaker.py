@@ -128,3 +128,22 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_it_tells_since_when_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    breaker, clock = made(failures=2, pause=5)
+    assert (breaker.since, breaker.error) == (1_000, "")
+    now[0] = 1_100.0
+    breaker.failed("timeout")
+    assert (breaker.state, breaker.since, breaker.error) == ("closed", 1_000, "timeout")
+    now[0] = 1_200.0
+    breaker.failed("upstream_failed")
+    assert (breaker.state, breaker.since, breaker.error) == ("open", 1_200, "upstream_failed")
+    clock.now += 5
+    assert (breaker.state, breaker.since) == ("half-open", 1_205)
+    assert breaker.enter()
+    now[0] = 1_300.0
+    breaker.succeeded()
+    assert (breaker.state, breaker.since, breaker.error) == ("closed", 1_300, "upstream_failed")

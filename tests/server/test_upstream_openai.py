@@ -93,6 +93,19 @@ def test_images_sounds_calls_and_results_are_passed_through() -> None:
     assert result == {"role": "tool", "tool_call_id": "c1", "content": "42"}
 
 
+def test_a_shape_goes_where_it_is_kept_and_is_refused_where_it_is_not() -> None:
+    schema = Shape("schema", {"type": "object"}, "thing")
+    for flavour in FLAVOURS:
+        any_json = body(request(shape=Shape("json")), flavour)
+        assert any_json["response_format"] == {"type": "json_object"}
+        if flavour == "deepseek":
+            with pytest.raises(Refusal, match="knows no schemas") as caught:
+                body(request(shape=schema), flavour)
+            assert (caught.value.status, caught.value.param) == (400, "response_format")
+        else:
+            assert body(request(shape=schema), flavour)["response_format"]["json_schema"]["name"] == "thing"
+
+
 def test_thinking_goes_back_only_where_it_is_taken() -> None:
     asked = request(user("a"), Message("assistant", (Thinking("hm"), Text("b"))), user("c"))
     assert body(asked)["messages"][1] == {"role": "assistant", "content": "b"}

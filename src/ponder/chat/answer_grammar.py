@@ -1,4 +1,4 @@
-"""Grammars for answers: JSON of a schema, any JSON, a regular expression, calls of offered tools.
+"""Grammars for answers: JSON of a schema, any JSON, a regular expression, calls of offered tools, calls or JSON.
 
 Each is text for `SamplingParams.grammar` and `Model.answer_grammar`, in llguidance's JSON form or its dialect of Lark,
 with `@"text"` for a text that is one token where the model has one.
@@ -25,6 +25,7 @@ MOST_CALLS = 8
 """Calls in one reply, where several may come."""
 
 _CALLS = "// calls of tools\n"
+_EITHER = f"{_CALLS}// or JSON\n"
 _OPTIONS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _COMBINED = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas")
 _DEFINITIONS = ("$defs", "definitions")
@@ -68,7 +69,7 @@ def check(grammar: str) -> None:
 
 
 def of_calls(grammar: str) -> bool:
-    """Whether an answer under this grammar is calls of tools, to be read as such, and not text."""
+    """Whether an answer under this grammar is, or may be, calls of tools, to be read as such."""
     return grammar.startswith(_CALLS)
 
 
@@ -88,9 +89,17 @@ def constrained(form: ThinkingFormat, grammar: str) -> ThinkingFormat:
 
 def literal(form: ThinkingFormat, grammar: str) -> ThinkingFormat:
     """How a bound answer is read: no markers but those of calls, since a string of JSON may hold anything."""
-    channels = form.channels and of_calls(grammar)
     return replace(
-        form, open="", opens=(), close="", closes=(), ends=(), answer_opener="", keep_close=False, channels=channels
+        form,
+        open="",
+        opens=(),
+        close="",
+        closes=(),
+        ends=(),
+        answer_opener="",
+        keep_close=False,
+        channels=form.channels and of_calls(grammar),
+        calls_first=grammar.startswith(_EITHER),
     )
 
 
@@ -102,6 +111,30 @@ def tool_call(style: Style, tools: Sequence[Mapping[str, Any]], name: str = "", 
 
     Raises InputError for a name that is not offered, and where no tool is.
     """
+    return _CALLS + "\n".join([f"start: {_reply(style, parallel)}", *_calls(style, tools, name)])
+
+
+def call_or_json(
+    style: Style, tools: Sequence[Mapping[str, Any]], schema: Mapping[str, Any] | None = None, parallel: bool = True
+) -> str:
+    """Calls of `tools`, or else JSON: that `schema` validates, without one any object. Raises InputError.
+
+    A call is marked even where the family writes it bare: JSON with a name and arguments may be what was asked for.
+    """
+    before = f"{_text('<|python_tag|>')} " if style == "llama" else ""
+    header = f"{_text('<|channel|>')} {_text('final')} {_text('<|message|>')} " if style == "harmony" else ""
+    rules = [
+        "start: calls | answer",
+        f"calls: {before}{_reply(style, parallel)}",
+        f"answer: {header}document",
+        f"document: %json {_json({'type': 'object'} if schema is None else schema)}",
+        *_calls(style, tools),
+    ]
+    return _EITHER + "\n".join(rules)
+
+
+def _calls(style: Style, tools: Sequence[Mapping[str, Any]], name: str = "") -> list[str]:
+    """The rule `call`, and those that it needs."""
     offered = dict(_function(tool) for tool in tools)
     if name and name not in offered:
         raise InputError(f"no tool {name!r} is offered", f"choose from {', '.join(offered) or 'none'}")
@@ -109,10 +142,10 @@ def tool_call(style: Style, tools: Sequence[Mapping[str, Any]], name: str = "", 
         raise InputError("a call is required and no tool is offered", "offer one")
     chosen = {name: offered[name]} if name else offered
     calls = " | ".join(f"call_{number}" for number in range(len(chosen)))
-    rules = [f"start: {_reply(style, parallel)}", f"call: {calls}"]
+    rules = [f"call: {calls}"]
     for number, (each, schema) in enumerate(chosen.items()):
         rules += [f"call_{number}: {_call(style, each, number)}", f"args_{number}: %json {_json(schema)}"]
-    return _CALLS + "\n".join(rules)
+    return rules
 
 
 def style_of(template: str, channels: bool = False) -> Style:

@@ -53,6 +53,7 @@ class ThinkingFormat:
     instruction: what is appended to the question to elicit thinking.
     keep_close: the closing marker is itself the beginning of the answer.
     channels: messages carry a header that names their channel (gpt-oss).
+    calls_first: calls of tools are marked, and stand at the beginning of what is answered or not at all.
     trained: the model was trained to think in this format.
     """
 
@@ -74,6 +75,7 @@ class ThinkingFormat:
     instruction: str = ""
     keep_close: bool = False
     channels: bool = False
+    calls_first: bool = False
     trained: bool = True
 
     @property

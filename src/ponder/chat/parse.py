@@ -77,7 +77,7 @@ class Parser:
         self._state: State = "thinking" if inside else "before"
         self._buffer = ""
         self._after_marker = True
-        self._bare = tools
+        self._bare = tools and not format.calls_first
         self._calls = 0
         self._owed = 0
         self._out: list[Piece] = []
@@ -149,6 +149,7 @@ class Parser:
             self._state = "answer"
         self._after_marker = False
         self._bare = self._bare and self._state != "answer"
+        self._tools = self._tools and not (self._format.calls_first and self._state == "answer")
         self._emit("thinking" if self._state == "thinking" else "answer", text)
 
     def _marker(self, role: _Role, space: str, marker: str, final: bool) -> None:

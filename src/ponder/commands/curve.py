@@ -57,7 +57,7 @@ def curve(
     limit: evaluating.LimitOption = None,
     sample_seed: evaluating.SampleSeedOption = None,
     seed: evaluating.SeedOption = 0,
-    at_once: evaluating.AtOnceOption = 8,
+    at_once: evaluating.AtOnceOption = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Gets curve.json, policy.toml, curve.png, report.html."),
@@ -79,7 +79,7 @@ def curve(
     ponder ask --policy curve/policy.toml --effort high "..."
     """
     plan = _plan(strategies, budgets, samples, share, risk, selector or [])
-    if at_once < 1:
+    if at_once is not None and at_once < 1:
         raise InputError(f"--at-once {at_once} asks nothing", "give at least 1")
     _check_extras(no_plots)
     task = evaluating.task_of(file, format, verifier, limit, sample_seed)
@@ -88,7 +88,7 @@ def curve(
 
     async def work(stop: asyncio.Event) -> None:
         with asking.opened_store(options) as store:
-            opened = await asking.open_asked(options, stop)
+            opened = await evaluating.open_for(options, stop, store, task, plan.all, at_once=at_once)
             try:
                 measuring = Measuring(task, opened, store, stop, plan, seed, at_once, quiet=as_json)
                 study = await measuring.study()

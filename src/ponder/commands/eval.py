@@ -61,7 +61,7 @@ def evaluate(
     sample_seed: evaluating.SampleSeedOption = None,
     seeds: evaluating.SeedsOption = 1,
     seed: Annotated[int, typer.Option("--seed", help="Of the run: another one draws other samples.")] = 0,
-    at_once: evaluating.AtOnceOption = 8,
+    at_once: evaluating.AtOnceOption = None,
     verifier: evaluating.VerifierOption = None,
     format: evaluating.FormatOption = None,
     adapter: asking.AdapterOption = None,
@@ -94,7 +94,10 @@ def evaluate(
     async def work(stop: asyncio.Event) -> None:
         with asking.opened_store(options) as store:
             other = _kept(store, against)
-            opened = await asking.open_asked(options, stop)
+            if on is None:
+                opened = await evaluating.open_for(options, stop, store, task, [strategy], seeds, at_once)
+            else:  # each node asks a few of the questions
+                opened = await asking.open_asked(options, stop)
             workers = _workers(on, options)
             evaluation = _Evaluation(task, opened, store, stop, seeds, seed, at_once, traces, workers)
             try:
@@ -143,7 +146,7 @@ class _Evaluation:
         stop: asyncio.Event,
         seeds: int,
         seed: int,
-        at_once: int,
+        at_once: int | None,
         traces: bool,
         workers: Workers | None,
     ) -> None:
@@ -172,7 +175,7 @@ class _Evaluation:
                     setting,
                     seeds=self._seeds,
                     seed=self._seed,
-                    at_once=self._at_once,
+                    at_once=evaluating.questions_at_once(self._model, setting.strategy, self._at_once),
                     store=self._store,
                     progress=told,
                     stop=self._stop,
@@ -220,6 +223,7 @@ def summary(task: Task, run: Run) -> dict[str, Any]:
         "run": run.id,
         "task": run.task,
         "model": run.model,
+        "engine": run.engine,
         "strategy": run.setting.strategy,
         "budget": run.setting.budget.tokens,
         "temperature": run.temperature,

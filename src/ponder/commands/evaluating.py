@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ponder.commands import asking
 from ponder.errors import InputError
 
 if TYPE_CHECKING:
+    from ponder.chat.model import Model
+    from ponder.commands.asking import Asking
     from ponder.evals.run import Progress
+    from ponder.ops.store import Store
     from ponder.tasks import Task
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Questions with answers: JSONL, JSON, CSV or XML.")]
@@ -22,7 +29,12 @@ SampleSeedOption = Annotated[
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", help="How often each question is asked.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the runs: another one draws other samples.")]
-AtOnceOption = Annotated[int, typer.Option("--at-once", help="Questions that are asked side by side.")]
+AtOnceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--at-once", help="Questions side by side; by default 8, on hf: what keeps it busy.", show_default=False
+    ),
+]
 VerifierOption = Annotated[
     str | None, typer.Option("--verifier", metavar="NAME", help="How answers are compared; else as the file says.")
 ]
@@ -68,6 +80,48 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {path}: {error.strerror}", "give another --output") from None
+
+
+async def open_for(
+    options: Asking,
+    stop: asyncio.Event,
+    store: Store | None,
+    task: Task,
+    strategies: Sequence[str],
+    seeds: int = 1,
+    at_once: int | None = None,
+) -> Model:
+    """Opens the model on the engine that is the faster for so much work, or on which it was begun, and says which.
+
+    Raises what `asking.open_asked` and `engine.many.chosen` do.
+    """
+    from ponder.engine import catalogue, many
+    from ponder.evals.run import engines_of
+
+    if at_once is not None and at_once < 1:
+        raise InputError(f"--at-once {at_once} asks nothing", "give at least 1")
+    work = many.Work(seeds * len(task.questions), max(map(side_by_side, strategies)), at_once)
+    begun: set[str] = set()
+    if store is not None and catalogue.find(options.model) is not None:
+        begun = engines_of(store, task, options.model, strategies)
+    uri, why = await asyncio.to_thread(many.chosen, options.model, work, begun)  # importing torch takes seconds
+    if why:
+        print(f"ponder: {why}", file=sys.stderr)
+    return await asking.open_asked(replace(options, model=uri), stop)
+
+
+def side_by_side(strategy: str) -> int:
+    """Samples of one question that run side by side. Raises InputError for what is no strategy."""
+    from ponder.strategies.naming import strategy_named
+
+    return int(getattr(strategy_named(strategy), "at_once", 1))
+
+
+def questions_at_once(model: Model, strategy: str, wanted: int | None) -> int:
+    """Questions to ask side by side, where nobody says how many: what keeps the engine busy."""
+    from ponder.engine import many
+
+    return many.questions_at_once(model.engine.uri, side_by_side(strategy), wanted)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,11 @@ class Plan:
     risk: float
     selectors: tuple[str, ...]
 
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All strategies that are run, that of the pool included."""
+        return self.strategies if self.samples is None else (*self.strategies, f"vote({self.samples})")
+
 
 @dataclass
 class Measuring:
@@ -59,7 +64,7 @@ class Measuring:
     stop: asyncio.Event
     plan: Plan
     seed: int
-    at_once: int
+    at_once: int | None
     quiet: bool
     notes: list[str] = field(default_factory=list)
 
@@ -150,7 +155,7 @@ class Measuring:
                 self.model,
                 setting,
                 seed=self.seed,
-                at_once=self.at_once,
+                at_once=evaluating.questions_at_once(self.model, setting.strategy, self.at_once),
                 store=self.store,
                 progress=show,
                 stop=self.stop,
@@ -242,3 +247,5 @@ def _software(model: Model) -> Iterator[str]:
     yield f"Python {platform.python_version()}"
     if model.engine.uri.startswith("gguf:"):
         yield f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+    if model.engine.uri.startswith("hf:"):
+        yield f"torch {importlib.metadata.version('torch')}"

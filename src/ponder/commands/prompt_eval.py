@@ -49,7 +49,7 @@ class Measuring:
     sample_seed: int | None = None
     seeds: int = 1
     seed: int = 0
-    at_once: int = 8
+    at_once: int | None = None
     verifier: str | None = None
     format: str | None = None
     temperature: float | None = None
@@ -78,7 +78,9 @@ def measured(candidate: Prompt, current: Prompt | None, task: str, options: Meas
 
     async def work(stop: asyncio.Event) -> None:
         with asking.opened_store(chosen) as store:
-            opened = await asking.open_asked(chosen, stop)
+            opened = await evaluating.open_for(
+                chosen, stop, store, questions, [options.strategy], options.seeds, options.at_once
+            )
 
             async def ask(asked: Task) -> Run:
                 rest = (options.seeds, options.seed, options.at_once, False, None)

@@ -47,7 +47,7 @@ def route(
     sample_seed: evaluating.SampleSeedOption = None,
     seeds: evaluating.SeedsOption = 1,
     seed: evaluating.SeedOption = 0,
-    at_once: evaluating.AtOnceOption = 8,
+    at_once: evaluating.AtOnceOption = None,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="DIR", help="Gets policy.toml, or a [route] in it; and route.json."),
@@ -80,7 +80,8 @@ def route(
 
     async def work(stop: asyncio.Event) -> None:
         with asking.opened_store(options) as store:
-            opened = await asking.open_asked(options, stop)
+            strategies = [setting.strategy for setting in settings]
+            opened = await evaluating.open_for(options, stop, store, task, strategies, seeds, at_once)
             try:
                 if first and not opened.engine.capabilities.logprobs:
                     raise InputError(f"{model} tells no log-probabilities to decide by", "leave out --first")
@@ -145,7 +146,8 @@ async def _run(task: Task, model: Model, setting: Setting, stop: asyncio.Event, 
     so_far = "what is done is kept: the same command goes on from there" if kept else "--no-cache keeps nothing"
     with evaluating.progress_bar(name_of(setting)) as show:
         try:
-            run = await evaluate(task, model, setting, progress=show, stop=stop, **how)
+            at_once = evaluating.questions_at_once(model, setting.strategy, how["at_once"])
+            run = await evaluate(task, model, setting, progress=show, stop=stop, **how | {"at_once": at_once})
         except EngineError as error:
             raise EngineError(error.problem, f"{error.mend or 'look at the engine'}; {so_far}") from None
     if len(run.results) < how["seeds"] * len(task.questions):

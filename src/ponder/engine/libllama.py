@@ -99,6 +99,10 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_batch_free": (None, (_Batch,)),
     "llama_decode": (c.c_int32, (_VOID, _Batch)),
     "llama_get_logits_ith": (_VOID, (_VOID, c.c_int32)),
+    "llama_model_n_embd_out": (c.c_int32, (_VOID,)),
+    "llama_pooling_type": (c.c_int, (_VOID,)),
+    "llama_set_embeddings": (None, (_VOID, c.c_bool)),
+    "llama_get_embeddings_ith": (_VOID, (_VOID, c.c_int32)),
     "llama_set_abort_callback": (None, (_VOID, _VOID, _VOID)),
     "llama_adapter_lora_init": (_VOID, (_VOID, c.c_char_p)),
     "llama_set_adapters_lora": (c.c_int32, (_VOID, c.POINTER(_VOID), c.c_size_t, c.POINTER(c.c_float))),
@@ -281,6 +285,26 @@ class Model:
         """Logits (vocabulary,) of row `row` of the last decode. A view: valid until the next one."""
         address = self._library.llama_get_logits_ith(self._context, row)
         return np.frombuffer(memoryview(self._row.from_address(address)), np.float32)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state; 0 where each token has none of its own, since the model pools them itself."""
+        if self._library.llama_pooling_type(self._context) != 0:
+            return 0
+        return int(self._library.llama_model_n_embd_out(self._model))
+
+    def embed(self, tokens: Sequence[tuple[int, int, int, bool]]) -> tuple[int, npt.NDArray[np.float32]]:
+        """`decode` for the last hidden states (rows, width) of all of `tokens` in place of logits."""
+        hidden = np.zeros((len(tokens), self.width), np.float32)
+        self._library.llama_set_embeddings(self._context, True)
+        try:
+            code = self.decode([(token, position, sequence, True) for token, position, sequence, _ in tokens])
+            for row in range(len(tokens) if code == 0 else 0):
+                address = self._library.llama_get_embeddings_ith(self._context, row)
+                hidden[row] = np.frombuffer(memoryview((c.c_float * hidden.shape[1]).from_address(address)), np.float32)
+        finally:
+            self._library.llama_set_embeddings(self._context, False)
+        return code, hidden
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Sequence `target` takes the first `length` positions of `source`, sharing their memory."""

@@ -162,7 +162,7 @@ class LlamaEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return replace(CAPABILITIES, adapters=tuple(a.name for a in self._adapters))
+        return replace(CAPABILITIES, embed=True, adapters=tuple(a.name for a in self._adapters))
 
     @property
     def pid(self) -> int:
@@ -280,6 +280,10 @@ class LlamaEngine:
 
     async def score(self, ids: Sequence[int], start: int, params: SamplingParams | None = None) -> list[float]:
         return await self._asker.score(ids, start, params)
+
+    async def embed(self, ids: Sequence[int], params: SamplingParams | None = None) -> list[float]:
+        """See `protocols.Embedder`."""
+        return await self._asker.embed(ids, params)
 
     async def counts(self) -> dict[str, int]:
         """What the worker does and has done: samples `running`, `requests`, tokens `cached` and `computed`."""

@@ -16,31 +16,24 @@ out of cache; idle sequences give way in the order of their last use.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from ponder.engine import texts
 from ponder.engine.guide import Guide
 from ponder.engine.libllama import ABORTED
-from ponder.engine.sampling import Sampling, likeliest, log_softmax_at, picks
+from ponder.engine.lines import Drawn, Line, Logits, Request, Rows, Sample, Slot, Way
+from ponder.engine.sampling import likeliest, picks
 from ponder.engine.shelf import Shelf, State, cells, common
-from ponder.errors import ContextOverflow, EngineError, InputError, PonderError
+from ponder.errors import ContextOverflow, EngineError, InputError
 from ponder.protocols import LogProbs
 from ponder.types import Finish
 
-Logits = npt.NDArray[np.float32]
-
-Row = tuple[int, int, float, *tuple[list[tuple[int, float]], ...]]
-"""(index of a sample, id, logprob), and the likeliest tokens at this place where they were asked for."""
-
 PREFILL_BESIDE_DECODE = 128
 """Prompt tokens a step while samples are running: bounds the pause that a new prompt gives them."""
-
-SCORED_A_BATCH = 64
-"""Tokens scored at a time: llama.cpp keeps a row of logits for each of them."""
 
 IDLE_SHARE = 1 / 8
 """Cells that idle sequences may take while others run, as a share of theirs: attention runs over all of them."""
@@ -52,91 +45,13 @@ class Backend(Protocol):
     batch: int
     context: int
 
-    def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> int: ...
+    def decode(self, tokens: Rows) -> int: ...
     def logits(self, row: int) -> Logits: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def truncate(self, sequence: int, length: int) -> None: ...
     def save(self, sequence: int) -> State: ...
     def restore(self, sequence: int, state: State) -> bool: ...
     def use_adapters(self, scales: Sequence[float]) -> None: ...
-
-
-@dataclass
-class _Slot:
-    """A sequence of the cache: `tokens` are computed, with `adapters` switched on."""
-
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    adapters: tuple[float, ...] = ()
-    busy: bool = False
-    used: int = 0
-
-
-@dataclass
-class _Sample:
-    index: int
-    random: np.random.Generator
-    count: int = 0
-
-
-@dataclass(eq=False)
-class _Line:
-    """Samples of a request that have said the same so far, in one sequence; `next` is said and not yet computed."""
-
-    request: Request
-    slot: _Slot
-    next: int
-    samples: list[_Sample]
-    guide: Guide | None = None
-
-
-@dataclass
-class _Way:
-    """Samples that have drawn the same token and go on; `guide` knows of it."""
-
-    token: int
-    guide: Guide | None
-    samples: list[_Sample] = field(default_factory=list)
-
-
-@dataclass
-class _Drawn:
-    """What the samples of a request said in a step: rows and (index, finish); or why they cannot go on."""
-
-    tokens: list[Row] = field(default_factory=list)
-    finishes: list[tuple[int, str]] = field(default_factory=list)
-    error: PonderError | None = None
-
-
-@dataclass
-class Request:
-    """n continuations of `prefix`. `emit(tokens, finishes)` gets `Row`s and (index, finish).
-
-    `guide` is what its samples begin with. `top`: how many of the likeliest tokens a row tells.
-    """
-
-    key: int
-    prefix: list[int]
-    n: int
-    max_tokens: int
-    sampling: Sampling
-    adapters: tuple[float, ...]
-    emit: Callable[[list[Row], list[tuple[int, str]]], None]
-    fail: Callable[[PonderError], None]
-    prompt: Callable[[int, int], None]
-    pauses: Callable[[int], bool] = lambda token: False
-    """Whether a sample ends after this token, to be continued."""
-    guide: Guide | None = None
-    top: int = 0
-    holder: _Slot | None = None
-    logits: Logits | None = None
-    started: int = 0
-    running: int = 0
-    cancelled: bool = False
-
-    @property
-    def over(self) -> bool:
-        return self.running == 0 and (self.cancelled or self.started == self.n)
 
 
 class Scheduler:
@@ -148,13 +63,13 @@ class Scheduler:
     def __init__(self, backend: Backend, *, cells: int, sequences: int, end_ids: Sequence[int], shelf: int = 0) -> None:
         if sequences < 2:
             raise ValueError(f"sequences must be at least 2, one for a prompt and one for its sample, not {sequences}")
-        self._backend = backend
+        self.backend = backend
         self._cells = cells
-        self._slots = [_Slot(number) for number in range(sequences)]
+        self._slots = [Slot(number) for number in range(sequences)]
         self._end_ids = frozenset(end_ids)
         self._end_array = np.array(sorted(end_ids), dtype=np.int64)
         self._requests: deque[Request] = deque()
-        self._lines: list[_Line] = []
+        self._lines: list[Line] = []
         self.computed = 0
         self._shelf = Shelf(shelf)
         self._active_adapters: tuple[float, ...] | None = None
@@ -169,7 +84,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queues a request. Raises ContextOverflow where it could never fit."""
-        room = min(self._cells, self._backend.context)
+        room = min(self._cells, self.backend.context)
         if len(request.prefix) + request.max_tokens > room:
             raise ContextOverflow(
                 f"a prompt of {len(request.prefix)} tokens and {request.max_tokens} more do not fit into {room}",
@@ -196,7 +111,7 @@ class Scheduler:
         self._requests.clear()
         self._lines.clear()
         for slot in self._slots:
-            self._forget(slot)
+            self.forget(slot)
             slot.busy = False
         self._shelf.clear()
         for request in dropped:
@@ -210,48 +125,46 @@ class Scheduler:
         adapters = self._turn()
         if adapters is None:
             return
-        decoding = [line for line in self._lines if line.request.adapters == adapters][: self._backend.batch]
+        decoding = [line for line in self._lines if line.request.adapters == adapters][: self.backend.batch]
         rows = [(line.next, len(line.slot.tokens), line.slot.number, True) for line in decoding]
         prefilling = self._prefill_rows(adapters, rows)
         if not rows:
             return
         self._switch(adapters)
         holders = [p[0].holder for p in prefilling if p[0].holder]
-        if not self._compute(rows, [line.slot for line in decoding] + holders):
+        if not self.compute(rows, [line.slot for line in decoding] + holders):
             return
         for line in decoding:
             line.slot.tokens.append(line.next)
         self._finish_prefill(prefilling)
         self._sample_all(decoding)
 
-    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...]) -> LogProbs | None:
-        """Log-probabilities of `ids[start:]`, start >= 1; None where there is no room before the next step.
+    def score(self, ids: Sequence[int], start: int, adapters: tuple[float, ...], top: int = 0) -> LogProbs | None:
+        """See `texts.score`."""
+        return texts.score(self, ids, start, adapters, top)
 
-        None, too, where it was aborted. Raises ContextOverflow for what would never fit, and EngineError.
+    def embed(self, ids: Sequence[int], adapters: tuple[float, ...]) -> list[float] | None:
+        """See `texts.embed`."""
+        return texts.embed(self, ids, adapters)
+
+    @contextmanager
+    def lent(self, ids: Sequence[int], adapters: tuple[float, ...], limit: int) -> Iterator[tuple[Slot, int] | None]:
+        """A sequence for a text outside of all requests, and how many of its tokens, at most `limit`, are computed.
+
+        None where there is no room before the next step. Raises ContextOverflow for what would never fit.
         """
-        room = min(self._cells, self._backend.context)
+        room = min(self._cells, self.backend.context)
         if len(ids) > room:
-            raise ContextOverflow(f"{len(ids)} tokens to score do not fit into {room}", "score a shorter text")
+            raise ContextOverflow(f"a text of {len(ids)} tokens does not fit into {room}", "take a shorter text")
         if len(ids) > self._cells - self._promised() or self._free() < 1:
-            return None
-        slot, cached = self._open(ids, adapters, limit=start - 1)
+            yield None
+            return
+        slot, cached = self._open(ids, adapters, limit)
         try:
             self._switch(adapters)
-            return self._score_rows(slot, ids, start, cached)
+            yield slot, cached
         finally:
             self._release(slot)
-
-    def _score_rows(self, slot: _Slot, ids: Sequence[int], start: int, cached: int) -> LogProbs | None:
-        scores = LogProbs(computed=max(0, len(ids) - 1 - cached))
-        size = min(SCORED_A_BATCH, self._backend.batch)
-        for begin in range(cached, len(ids) - 1, size):
-            end = min(begin + size, len(ids) - 1)
-            rows = [(ids[at], at, slot.number, at >= start - 1) for at in range(begin, end)]
-            if not self._compute(rows, [slot]):
-                return None
-            slot.tokens.extend(row[0] for row in rows)
-            scores += [log_softmax_at(self._backend.logits(i), ids[r[1] + 1]) for i, r in enumerate(rows) if r[3]]
-        return scores
 
     # ------------------------------------------------------------ admission
 
@@ -287,10 +200,10 @@ class Scheduler:
     def _start(self, request: Request) -> None:
         assert request.holder is not None
         assert request.logits is not None
-        sample = _Sample(request.started, request.sampling.random(request.started))
+        sample = Sample(request.started, request.sampling.random(request.started))
         request.started += 1
         request.running += 1
-        drawn = _Drawn()
+        drawn = Drawn()
         guide = request.guide if request.guide is None or request.started == request.n else request.guide.fork()
         ways = self._draw(request, [sample], request.logits, drawn, guide)
         for way in ways:
@@ -299,7 +212,7 @@ class Scheduler:
             self._drop_holder(request)
         self._tell(request, drawn)
 
-    def _tell(self, request: Request, drawn: _Drawn) -> None:
+    def _tell(self, request: Request, drawn: Drawn) -> None:
         """Hands out what was drawn; a request that cannot go on ends, and no other."""
         if drawn.error is None:
             request.emit(drawn.tokens, drawn.finishes)
@@ -310,7 +223,7 @@ class Scheduler:
             request.fail(drawn.error)
         self._retire(request)
 
-    def _join(self, request: Request, sample: _Sample, way: _Way) -> None:
+    def _join(self, request: Request, sample: Sample, way: Way) -> None:
         """A sample that has said its first token goes with others that said the same, or begins a line of its own."""
         length = len(request.prefix)
         for line in self._lines:
@@ -319,9 +232,9 @@ class Scheduler:
                 return
         assert request.holder is not None
         slot = self._claim(keep=request.holder)
-        self._backend.copy(request.holder.number, slot.number, length)
+        self.backend.copy(request.holder.number, slot.number, length)
         slot.tokens, slot.adapters = list(request.prefix), request.adapters
-        self._lines.append(_Line(request, slot, way.token, [sample], way.guide))
+        self._lines.append(Line(request, slot, way.token, [sample], way.guide))
 
     # ------------------------------------------------------------ one step
 
@@ -337,14 +250,14 @@ class Scheduler:
 
     def _switch(self, adapters: tuple[float, ...]) -> None:
         if adapters != self._active_adapters:
-            self._backend.use_adapters(adapters)
+            self.backend.use_adapters(adapters)
             self._active_adapters = adapters
 
     def _prefill_rows(
         self, adapters: tuple[float, ...], rows: list[tuple[int, int, int, bool]]
     ) -> list[tuple[Request, int, int]]:
         """Appends prompt rows; returns (request, tokens added, row of its last prompt token or -1)."""
-        room = self._backend.batch - len(rows)
+        room = self.backend.batch - len(rows)
         room = min(room, PREFILL_BESIDE_DECODE) if rows else room
         added: list[tuple[Request, int, int]] = []
         for request in self._requests:
@@ -359,21 +272,21 @@ class Scheduler:
             room -= end - begin
         return added
 
-    def _compute(self, rows: list[tuple[int, int, int, bool]], slots: Sequence[_Slot]) -> bool:
+    def compute(self, rows: Rows, slots: Sequence[Slot], decode: Callable[[Rows], int] | None = None) -> bool:
         """Decodes `rows`; False where it was aborted. Idle sequences give way if the cache is full."""
         while True:
-            code = self._backend.decode(rows)
+            code = (decode or self.backend.decode)(rows)
             if code == 0:
                 self.computed += len(rows)
                 return True
             for slot in slots:  # what was computed of this batch is forgotten, so that it can run again
-                self._backend.truncate(slot.number, len(slot.tokens))
+                self.backend.truncate(slot.number, len(slot.tokens))
             if code == ABORTED:
                 return False
             victim = self._oldest_idle()
             if code != 1 or victim is None:
                 raise EngineError(f"the engine could not compute a batch of {len(rows)} tokens (code {code})")
-            self._forget(victim)
+            self.forget(victim)
 
     def _finish_prefill(self, prefilling: list[tuple[Request, int, int]]) -> None:
         for request, count, row in prefilling:
@@ -381,22 +294,22 @@ class Scheduler:
             begin = len(request.holder.tokens)
             request.holder.tokens += request.prefix[begin : begin + count]
             if row >= 0:
-                request.logits = self._backend.logits(row).copy()
+                request.logits = self.backend.logits(row).copy()
 
-    def _sample_all(self, decoding: list[_Line]) -> None:
-        said: dict[int, tuple[Request, _Drawn]] = {}
+    def _sample_all(self, decoding: list[Line]) -> None:
+        said: dict[int, tuple[Request, Drawn]] = {}
         ways = []
         for row, line in enumerate(decoding):
-            _, drawn = said.setdefault(line.request.key, (line.request, _Drawn()))
-            ways.append(self._draw(line.request, line.samples, self._backend.logits(row), drawn, line.guide))
+            _, drawn = said.setdefault(line.request.key, (line.request, Drawn()))
+            ways.append(self._draw(line.request, line.samples, self.backend.logits(row), drawn, line.guide))
         for line, way in zip(decoding, ways, strict=True):
             self._part(line, way)
         for request, drawn in said.values():
             self._tell(request, drawn)
 
     def _draw(
-        self, request: Request, samples: Sequence[_Sample], logits: Logits, drawn: _Drawn, guide: Guide | None
-    ) -> list[_Way]:
+        self, request: Request, samples: Sequence[Sample], logits: Logits, drawn: Drawn, guide: Guide | None
+    ) -> list[Way]:
         """The next token of each sample; those that go on, by their tokens. `guide` is used up."""
         banned = self._end_array if request.sampling.ignore_eos else None
         try:
@@ -411,7 +324,7 @@ class Scheduler:
             drawn.error = error
             return []
         top = [likeliest(logits, request.top)] if request.top else []
-        ways: dict[int, _Way] = {}
+        ways: dict[int, Way] = {}
         for sample, (token, logprob) in zip(samples, found, strict=True):
             sample.count += 1
             drawn.tokens.append((sample.index, token, logprob, *top))
@@ -419,7 +332,7 @@ class Scheduler:
             cut = sample.count == request.max_tokens or request.pauses(token)
             finish = "stop" if token in self._end_ids else finish or ("length" if cut else None)
             if finish is None:
-                ways.setdefault(token, _Way(token, after)).samples.append(sample)
+                ways.setdefault(token, Way(token, after)).samples.append(sample)
             else:
                 drawn.finishes.append((sample.index, finish))
                 request.running -= 1
@@ -433,7 +346,7 @@ class Scheduler:
         guides = [guide.fork() for _ in going[1:]] + [guide]
         return {token: (each, each.take(token)) for token, each in zip(going, guides, strict=False)}
 
-    def _part(self, line: _Line, ways: list[_Way]) -> None:
+    def _part(self, line: Line, ways: list[Way]) -> None:
         """The first way goes on in the line's own sequence, each other one in a copy of it."""
         if not ways:
             self._end(line)
@@ -443,15 +356,15 @@ class Scheduler:
         parted = []
         for way in others:
             slot = self._claim(keep=line.slot)
-            self._backend.copy(line.slot.number, slot.number, len(line.slot.tokens))
+            self.backend.copy(line.slot.number, slot.number, len(line.slot.tokens))
             slot.tokens, slot.adapters = list(line.slot.tokens), line.slot.adapters
-            parted.append(_Line(line.request, slot, way.token, way.samples, way.guide))
+            parted.append(Line(line.request, slot, way.token, way.samples, way.guide))
         place = self._lines.index(line) + 1
         self._lines[place:place] = parted
 
     # ------------------------------------------------------------ slots
 
-    def _end(self, line: _Line) -> None:
+    def _end(self, line: Line) -> None:
         self._lines.remove(line)
         self._release(line.slot)
 
@@ -466,19 +379,20 @@ class Scheduler:
             self._release(request.holder)
             request.holder = None
 
-    def _release(self, slot: _Slot) -> None:
+    def _release(self, slot: Slot) -> None:
         self._clock += 1
         slot.busy, slot.used = False, self._clock
 
-    def _oldest_idle(self, keep: _Slot | None = None) -> _Slot | None:
+    def _oldest_idle(self, keep: Slot | None = None) -> Slot | None:
         idle = [s for s in self._slots if not s.busy and s.tokens and s is not keep]
         return min(idle, key=lambda s: s.used, default=None)
 
-    def _forget(self, slot: _Slot) -> None:
-        self._backend.truncate(slot.number, 0)
+    def forget(self, slot: Slot) -> None:
+        """Empties a sequence."""
+        self.backend.truncate(slot.number, 0)
         slot.tokens = []
 
-    def _claim(self, keep: _Slot | None = None) -> _Slot:
+    def _claim(self, keep: Slot | None = None) -> Slot:
         """An empty slot, by putting the longest unused one away if there is none."""
         slot = next((s for s in self._slots if not s.busy and not s.tokens), None) or self._oldest_idle(keep)
         assert slot is not None
@@ -486,15 +400,15 @@ class Scheduler:
         slot.busy = True
         return slot
 
-    def _put_away(self, slot: _Slot) -> None:
+    def _put_away(self, slot: Slot) -> None:
         """Empties a slot, and shelves what is not elsewhere too."""
         others = [common(s.tokens, slot.tokens) for s in self._slots if s is not slot and s.adapters == slot.adapters]
         elsewhere = max([*others, self._shelf.find(slot.tokens, slot.adapters)[1]], default=0)
         if elsewhere < len(slot.tokens):
-            state = self._backend.save(slot.number)
+            state = self.backend.save(slot.number)
             if state:  # there was memory for it
                 self._shelf.put(slot.tokens, slot.adapters, state)
-        self._forget(slot)
+        self.forget(slot)
 
     def _tidy(self) -> None:
         """Puts idle sequences away, unless they take few cells beyond those that running ones share with them."""
@@ -505,7 +419,7 @@ class Scheduler:
             for slot in idle:
                 self._put_away(slot)
 
-    def _open(self, ids: Sequence[int], adapters: tuple[float, ...], limit: int) -> tuple[_Slot, int]:
+    def _open(self, ids: Sequence[int], adapters: tuple[float, ...], limit: int) -> tuple[Slot, int]:
         """A busy slot that holds the longest computed prefix of `ids`, at most `limit` long, and its length."""
         best, length = None, 0
         for slot in self._slots:
@@ -517,10 +431,10 @@ class Scheduler:
         if kept is not None and shared > length:
             state = self._shelf.use(kept)
             target = self._claim()
-            length = shared if self._backend.restore(target.number, state) else 0
-            self._backend.truncate(target.number, length)
+            length = shared if self.backend.restore(target.number, state) else 0
+            self.backend.truncate(target.number, length)
         elif best is not None and not best.busy and all(s.busy or s is best for s in self._slots):
-            self._backend.truncate(best.number, length)
+            self.backend.truncate(best.number, length)
             target = best
             target.busy = True
         else:
@@ -528,7 +442,7 @@ class Scheduler:
             if best is not None and length:
                 self._clock += 1
                 best.used = self._clock
-                self._backend.copy(best.number, target.number, length)
+                self.backend.copy(best.number, target.number, length)
         target.tokens, target.adapters = list(ids[:length]), adapters
         return target, length
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ponder.engine import constraint
 from ponder.engine.guide import Guide
+from ponder.engine.lines import Request, Row
 from ponder.engine.sampling import Sampling
-from ponder.engine.scheduler import Request, Row, Scheduler, describe
+from ponder.engine.scheduler import Scheduler, describe
 from ponder.errors import EngineError, InputError, PonderError
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Server:
                 self._scores = deque(score for score in self._scores if score["id"] != key)
                 self._scheduler.cancel(key)
                 self._reply({"id": key, "end": True})
-            case "score":
+            case "score" | "embed":
                 self._before()
                 self._scores.append(line)
             case "sample":
@@ -141,19 +142,28 @@ class Server:
             self._reply({"id": line["id"], "error": wire(error)})
 
     def _score_one(self) -> None:
-        """Scores what has waited longest. It goes on waiting where there is no room yet, or it was aborted."""
+        """Scores what has waited longest, or makes its vector. It goes on waiting where there is no room yet, or it was
+        aborted."""
         if not self._scores:
             return
         line = self._scores[0]
         try:
             self._check(line["ids"])
-            scores = self._scheduler.score(line["ids"], line["start"], tuple(line["adapters"]))
-            if scores is None:
+            result = self._measured(line)
+            if result is None:
                 return
-            self._reply({"id": line["id"], "result": [scores.computed, scores]})
+            self._reply({"id": line["id"], "result": result})
         except PonderError as error:
             self._reply({"id": line["id"], "error": wire(error)})
         self._scores.popleft()
+
+    def _measured(self, line: Line) -> list[Any] | None:
+        """[tokens computed, scores, likeliest tokens], or a vector; None where it has to wait."""
+        ids, adapters = line["ids"], tuple(line["adapters"])
+        if line["op"] == "embed":
+            return self._scheduler.embed(ids, adapters)
+        scores = self._scheduler.score(ids, line["start"], adapters, line.get("top", 0))
+        return None if scores is None else [scores.computed, scores, scores.top]
 
     def _check(self, ids: Sequence[int]) -> None:
         if unknown := [token for token in ids if not 0 <= token < self._vocabulary.size]:

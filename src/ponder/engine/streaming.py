@@ -108,7 +108,7 @@ class Asker:
             _post(link, key, line)
             return (await mailbox.get())["result"]
         except asyncio.CancelledError:
-            if line["op"] == "score":  # all else is answered at once
+            if line["op"] in ("score", "embed"):  # all else is answered at once
                 link.send({"op": "cancel", "id": key})
             raise
         finally:
@@ -129,9 +129,16 @@ class Asker:
     async def score(self, ids: Sequence[int], start: int, params: SamplingParams | None = None) -> list[float]:
         if not 1 <= start <= len(ids):
             raise InputError(f"cannot score from token {start} of {len(ids)}", "start lies between 1 and the length")
+        scales, top = self._scales(params.adapters if params else None), params.top if params else 0
+        check_top(top)
+        line = {"op": "score", "ids": _integers(ids), "start": start, "adapters": scales}
+        computed, scores, tops = await self.ask(line | ({"top": top} if top else {}))
+        return LogProbs(scores, computed, [tuple((other, chance) for other, chance in each) for each in tops])
+
+    async def embed(self, ids: Sequence[int], params: SamplingParams | None = None) -> list[float]:
         scales = self._scales(params.adapters if params else None)
-        computed, scores = await self.ask({"op": "score", "ids": _integers(ids), "start": start, "adapters": scales})
-        return LogProbs(scores, computed)
+        vector: list[float] = await self.ask({"op": "embed", "ids": _integers(ids), "adapters": scales})
+        return vector
 
     async def counts(self) -> dict[str, int]:
         """What is done and has been done: samples `running`, `requests`, tokens `cached` and `computed`."""
@@ -141,8 +148,7 @@ class Asker:
     def sample(self, prefix: Sequence[int], n: int, params: SamplingParams) -> AsyncIterator[Chunk]:
         if n < 1:
             raise InputError(f"n must be at least 1, not {n}")
-        if params.top > TOP:
-            raise Unsupported(f"this engine tells {TOP} of the likeliest tokens, not {params.top}", f"ask for {TOP}")
+        check_top(params.top)
         seldom = {
             "stops": params.stops,
             "grammar": params.grammar,
@@ -178,6 +184,12 @@ class Asker:
         if unknown := [name for name in chosen if name not in names]:
             raise InputError(f"no adapter {unknown[0]!r} is loaded", f"choose from {', '.join(names) or 'none'}")
         return [float(chosen.get(name, 0.0)) for name in names]
+
+
+def check_top(top: int) -> None:
+    """Raises Unsupported for more of the likeliest tokens than are told."""
+    if top > TOP:
+        raise Unsupported(f"this engine tells {TOP} of the likeliest tokens, not {top}", f"ask for {TOP}")
 
 
 def no_chat(kind: str) -> Unsupported:

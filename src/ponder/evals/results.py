@@ -73,6 +73,8 @@ class Run:
     seeds: int = 1
     temperature: float | None = None
     sha256: str = ""
+    engine: str = ""
+    """The kind of engine that computed it, as in its uri."""
 
     @property
     def questions(self) -> tuple[str, ...]:

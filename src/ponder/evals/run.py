@@ -7,9 +7,10 @@ questions from the cache (`cached.py`).
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -106,6 +107,7 @@ async def evaluate(
         seeds,
         model.params.temperature,
         task.sha256,
+        model.engine.uri.partition(":")[0],
     )
     inquiry = Inquiry(task, model, setting, seed, selectors or {}, stop)
     job = _Job(run, inquiry, account or Account(), progress, traces, workers)
@@ -282,6 +284,21 @@ def kept_run(store: Store, prefix: str) -> Run:
     run: Run = _read(found, lambda: from_dict(Run, document["run"]))
     places = [(name, repetition) for name in document["questions"] for repetition in range(run.seeds)]
     return replace(run, results=tuple(rows[place] for place in places if place in rows))
+
+
+def engines_of(store: Store, task: Task, model: str, strategies: Collection[str]) -> set[str]:
+    """Kinds of the engines that kept runs of these questions were begun on, with that model and one of `strategies`.
+
+    Runs of other engines than the one that is open now are other runs: this tells which one to open, to go on.
+    """
+    results, names = Results(store), [str(question.metadata.get("id", i)) for i, question in enumerate(task.questions)]
+    found: set[str] = set()
+    for each in results.runs():
+        if each.task == task.name and each.model == model and each.strategy in strategies:
+            document = _read(each.id, functools.partial(json.loads, results.run(each.id)[1]))
+            if document["run"].get("sha256") == task.sha256 and document["questions"] == names:
+                found.add(document["run"].get("engine", ""))
+    return found - {""}
 
 
 def compare(run: Run, other: Run) -> Comparison:

@@ -27,9 +27,10 @@ import math
 import os
 import statistics
 import threading
+import time
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -91,12 +92,16 @@ class Stream(NamedTuple):
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something has drifted. text: one line that says what it was and what it is."""
+    """Something has drifted. text: one line that says what it was and what it is. expected: in the reference. seen: in
+    the last requests, when it was raised, at `since`, in seconds since 1970."""
 
     stream: Stream
     signal: Signal
     direction: Direction
     text: str
+    expected: str = ""
+    seen: str = ""
+    since: float = field(default=0.0, compare=False)
 
 
 class Detector:
@@ -145,12 +150,12 @@ def _divergence(p: float, q: float) -> float:
 
 @dataclass
 class _Watch:
-    """One signal of one stream. `reference` is sorted; `raised` holds the directions in which an alarm stands."""
+    """One signal of one stream. `reference` is sorted; `raised` holds the alarms that stand, by their directions."""
 
     reference: list[float] = field(default_factory=list)
     recent: deque[float] = field(default_factory=deque)
     detectors: dict[Direction, Detector] = field(default_factory=dict)
-    raised: dict[Direction, str] = field(default_factory=dict)
+    raised: dict[Direction, Alarm] = field(default_factory=dict)
 
 
 class Drift:
@@ -161,15 +166,15 @@ class Drift:
     drift.save(path)           # and Drift.load(path) after a restart
     """
 
-    def __init__(self, settings: DriftSettings | None = None) -> None:
-        self.settings = settings or DriftSettings()
+    def __init__(self, settings: DriftSettings | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.settings, self._clock = settings or DriftSettings(), clock
         self._streams: OrderedDict[Stream, dict[Signal, _Watch]] = OrderedDict()
         self._lock = threading.Lock()
         self._threshold = self.settings.requests_between_false_alarms * len(SIGNALS) * len(DIRECTIONS)
 
     def add(self, finished: Finished) -> tuple[Alarm, ...]:
         """Takes a request in; gives the alarms that it raised. Those that failed or were left tell nothing here."""
-        if not finished.succeeded:
+        if not finished.succeeded or not finished.choices:  # vectors and sounds have no length
             return ()
         # As it was asked for: an upstream that answers with another one under the same name is what is to be noticed.
         stream = Stream(finished.model or finished.answered, finished.prompt_name, finished.prompt_version)
@@ -185,10 +190,10 @@ class Drift:
         """All alarms that stand."""
         with self._lock:
             return tuple(
-                Alarm(stream, signal, direction, text)
-                for stream, watches in self._streams.items()
-                for signal, watch in watches.items()
-                for direction, text in watch.raised.items()
+                alarm
+                for watches in self._streams.values()
+                for watch in watches.values()
+                for alarm in watch.raised.values()
             )
 
     def state(self) -> dict[tuple[str, str, str], bool]:
@@ -201,11 +206,15 @@ class Drift:
                 if watch.reference
             }
 
-    def restart(self, model: str | None = None) -> None:
-        """Ends the alarms of a model, of all without one, and takes the requests that come next as the reference."""
+    def restart(self, model: str | None = None, prompt: str | None = None) -> None:
+        """Ends the alarms of a model, of all without one, and takes the requests that come next as the reference.
+
+        prompt: of one prompt of it alone, as `Stream.named` has it.
+        """
         with self._lock:
-            for stream in [each for each in self._streams if model is None or each.model == model]:
-                del self._streams[stream]
+            for stream in list(self._streams):
+                if model in (None, stream.model) and prompt in (None, stream.named):
+                    del self._streams[stream]
 
     # ------------------------------------------------------------ across restarts
 
@@ -234,12 +243,14 @@ class Drift:
             raise StoreError(f"{path} cannot be written: {error.strerror}", "free disk space") from None
 
     @classmethod
-    def load(cls, path: str | Path, settings: DriftSettings | None = None) -> Drift:
+    def load(
+        cls, path: str | Path, settings: DriftSettings | None = None, clock: Callable[[], float] = time.time
+    ) -> Drift:
         """What `save` wrote; new where there is no file, or one of another window, whose evidence means something else.
 
         Raises StoreError for a file that cannot be read.
         """
-        drift = cls(settings)
+        drift = cls(settings, clock)
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
             if document["version"] != VERSION:
@@ -247,9 +258,10 @@ class Drift:
             if document["window"] == drift.settings.window:
                 for each in document["streams"]:
                     model, prompt, version = each["stream"]
-                    watches = drift._watches(Stream(model, prompt, version))
+                    stream, kept = Stream(model, prompt, version), each["watches"]
+                    watches = drift._watches(stream)
                     watches.update(
-                        {signal: _watch_from(signal, each["watches"][signal], drift.settings) for signal in SIGNALS}
+                        {signal: _watch_from(stream, signal, kept[signal], drift.settings) for signal in SIGNALS}
                     )
         except FileNotFoundError:
             return drift
@@ -280,8 +292,8 @@ class Drift:
         for direction, detector in watch.detectors.items():
             evidence = detector.add(x if direction == "up" else 1 - x)
             if evidence >= self._threshold and direction not in watch.raised:
-                watch.raised[direction] = _told(stream, signal, direction, watch)
-                raised.append(Alarm(stream, signal, direction, watch.raised[direction]))
+                watch.raised[direction] = _alarm(stream, signal, direction, watch, self._clock())
+                raised.append(watch.raised[direction])
         return raised
 
 
@@ -330,13 +342,14 @@ _MEAN_SHOWN: Mapping[Signal, str] = {"refusals": "{:.1%}", "score": "mean {:.3f}
 _MEDIAN_SHOWN: Mapping[Signal, str] = {"length": "median {:,.0f} tokens", "cost": "median {:,.0f} micro-dollars"}
 
 
-def _told(stream: Stream, signal: Signal, direction: Direction, watch: _Watch) -> str:
+def _alarm(stream: Stream, signal: Signal, direction: Direction, watch: _Watch, since: float) -> Alarm:
     of = f"{stream.model}, prompt {stream.named}" if stream.prompt else stream.model
     now, then = _shown(signal, watch.recent), _shown(signal, watch.reference)
-    return (
+    text = (
         f"{of}: {_CHANGED[signal, direction]}: {now} in the last {len(watch.recent)} requests, "
         f"{then} in the {len(watch.reference)} of the reference"
     )
+    return Alarm(stream, signal, direction, text, then, now, since)
 
 
 def _shown(signal: Signal, values: Sequence[float]) -> str:
@@ -345,22 +358,28 @@ def _shown(signal: Signal, values: Sequence[float]) -> str:
     return _MEDIAN_SHOWN[signal].format(statistics.median(values))
 
 
+_OF_ALARM = ("text", "expected", "seen", "since")
+
+
 def _watch_to(watch: _Watch) -> dict[str, Any]:
     return {
         "reference": watch.reference,
         "recent": list(watch.recent),
         "detectors": {direction: [each.mean, *each.sums] for direction, each in watch.detectors.items()},
-        "raised": watch.raised,
+        "raised": {
+            direction: {name: getattr(alarm, name) for name in _OF_ALARM} for direction, alarm in watch.raised.items()
+        },
     }
 
 
-def _watch_from(signal: Signal, document: Mapping[str, Any], settings: DriftSettings) -> _Watch:
+def _watch_from(stream: Stream, signal: Signal, document: Mapping[str, Any], settings: DriftSettings) -> _Watch:
+    raised = document["raised"]
     reference = sorted(_number(value) for value in document["reference"])
     watch = _Watch(
         reference,
         deque((_number(value) for value in document["recent"]), maxlen=settings.recent),
         _detectors(signal, reference, settings) if len(reference) == settings.window else {},
-        {direction: str(document["raised"][direction]) for direction in DIRECTIONS if direction in document["raised"]},
+        {each: _alarm_from(stream, signal, each, raised[each]) for each in DIRECTIONS if each in raised},
     )
     for direction, detector in watch.detectors.items():
         mean, *sums = document["detectors"].get(direction, [0.0])
@@ -368,6 +387,13 @@ def _watch_from(signal: Signal, document: Mapping[str, Any], settings: DriftSett
         if math.isclose(mean, detector.mean) and len(sums) == len(BETS):
             detector.sums = [_number(each) for each in sums]
     return watch
+
+
+def _alarm_from(stream: Stream, signal: Signal, direction: Direction, document: Any) -> Alarm:
+    if isinstance(document, str):  # as it was written before alarms told more than their text
+        return Alarm(stream, signal, direction, document)
+    text, expected, seen = (str(document[name]) for name in ("text", "expected", "seen"))
+    return Alarm(stream, signal, direction, text, expected, seen, _number(document["since"]))
 
 
 def _number(value: Any) -> float:

@@ -2,8 +2,8 @@
 `vllm:time_to_first_token_seconds` show `ponder:time_to_first_token_seconds` when the prefix is exchanged.
 
     metrics = Metrics(["ponder-135m"])
-    with metrics.waiting(): ...             # until the request is admitted
-    with metrics.running(): ...             # while it is answered
+    metrics.queue(running, waiting)         # functions, asked at each scrape
+    metrics.upstreams(states)               # so is this
     metrics.finished(finished)
     metrics.exposition()                    # the body for /metrics; its type is CONTENT_TYPE
 
@@ -56,6 +56,7 @@ class Metrics:
         self._prefix = prefix
         self._known: set[str] = set(models)
         self._label = _Labels()
+        self._states: Callable[[], Mapping[str, Upstream]] = dict
         self._watched = _Watched()
         self._registry.register(self._watched)
         self._running = self._gauge("num_requests_running", "Requests that are being answered.")
@@ -96,17 +97,14 @@ class Metrics:
         """Lets these names become labels as well."""
         self._known |= set(models)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts a request as waiting."""
-        with self._waiting.track_inprogress():
-            yield
+    def queue(self, running: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Who knows how many requests are at work, and how many wait: asked at each scrape."""
+        self._running.set_function(running)
+        self._waiting.set_function(waiting)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Counts a request as running."""
-        with self._running.track_inprogress():
-            yield
+    def upstreams(self, states: Callable[[], Mapping[str, Upstream]]) -> None:
+        """Who knows the state of each upstream: asked at each scrape."""
+        self._states = states
 
     @contextmanager
     def ledger(self, operation: Literal["reserve", "settle", "void"]) -> Iterator[None]:
@@ -120,11 +118,6 @@ class Metrics:
     def limit_hit(self, limit: str) -> None:
         """A request was turned away. limit: what is bounded, such as "requests/min"."""
         self._limits.labels(self._label("limit", limit)).inc()
-
-    def upstream(self, backend: str, state: Upstream) -> None:
-        """The state that an upstream is in from now on."""
-        for each in get_args(Upstream):
-            self._upstream.labels(self._label("backend", backend), each).set(each == state)
 
     def drift(self, alarms: Mapping[tuple[str, str, str], bool]) -> None:
         """The alarms that stand, by model, prompt and signal, in the place of those before."""
@@ -158,6 +151,9 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics as text, for a scrape."""
+        for backend, state in self._states().items():
+            for each in get_args(Upstream):
+                self._upstream.labels(self._label("backend", backend), each).set(each == state)
         return generate_latest(self._registry)
 
     # ------------------------------------------------------------ within

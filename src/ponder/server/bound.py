@@ -1,4 +1,4 @@
-"""What holds an answer by a grammar: JSON, JSON of a schema, a call of a tool that has to come.
+"""What holds an answer by a grammar: JSON, JSON of a schema, a call of a tool that has to come, a call or else JSON.
 
 It is refused where the engine binds samples to no grammar: an answer that only may be what was asked for is another
 one. Whoever asks for nothing of it pays nothing for it.
@@ -18,8 +18,7 @@ _SHAPES = {"responses": "text.format", "anthropic": "output_config.format"}
 def grammar_of(request: Request, model: Model) -> str:
     """The grammar for `Model.answer_grammar` that a request comes to, "" for none.
 
-    Raises Refusal, which names the field: where the engine has no grammars, for a schema that none can be made of, and
-    for a shape beside tools that may be called or not.
+    Raises Refusal, which names the field: where the engine has no grammars, and for a schema that none can be made of.
     """
     field = _field(request)
     if not field:
@@ -40,17 +39,14 @@ def _field(request: Request) -> str:
     choice, shape = request.tool_choice, _SHAPES.get(request.dialect, "response_format")
     if choice.mode in ("required", "named"):
         return "tool_choice"
-    if request.shape.kind == "text":
-        return ""
-    if request.question.tools and choice.mode == "auto":
-        problem = f"{shape} cannot hold an answer that may be a call of a tool, too"
-        raise invalid(problem, "set tool_choice to none or required, or leave one of them out", shape)
-    return shape
+    return "" if request.shape.kind == "text" else shape
 
 
 def _grammar(request: Request, model: Model) -> str:
-    choice, shape = request.tool_choice, request.shape
+    choice, shape, tools = request.tool_choice, request.shape, request.question.tools
+    style = answer_grammar.style_of(model.template.source, model.format.channels)
     if choice.mode in ("required", "named"):
-        style = answer_grammar.style_of(model.template.source, model.format.channels)
-        return answer_grammar.tool_call(style, request.question.tools, choice.name, choice.parallel)
+        return answer_grammar.tool_call(style, tools, choice.name, choice.parallel)
+    if tools and choice.mode == "auto":
+        return answer_grammar.call_or_json(style, tools, shape.schema, choice.parallel)
     return answer_grammar.any_json() if shape.schema is None else answer_grammar.json_schema(shape.schema)

@@ -28,21 +28,23 @@ from ponder.ops.spans import spans_from_environment
 from ponder.ops.store import Store
 from ponder.server import openai_failures, pages
 from ponder.server.admission import Admission
-from ponder.server.app import App, Open
+from ponder.server.app import App
 from ponder.server.backend import Backend
 from ponder.server.books import LedgerBooks
 from ponder.server.config import Config, opened
 from ponder.server.desk import Desk
-from ponder.server.doors import Keyed
+from ponder.server.doors import Keyed, Nearby
 from ponder.server.endpoints import Endpoints
 from ponder.server.local import Local
 from ponder.server.openai_wire import Wire
 from ponder.server.openapi import with_document
 from ponder.server.pages_feed import Feed
+from ponder.server.pages_state import Condition
 from ponder.server.responses_store import ResponsesStore
 from ponder.server.signatures import Signer
 from ponder.server.start import check_bind, run
 from ponder.server.traces import Traces
+from ponder.server.upstream import Upstream
 from ponder.server.watching import Telling
 from ponder.strategies.policy import Policy, load
 
@@ -99,7 +101,7 @@ async def built(settings: Settings) -> AsyncIterator[Built]:
         ledger.recover()
         every = await _backends(settings, policy, stack)
         metrics = Metrics([served.name for each in every for served in each.models()])
-        doors = Keyed(keys) if asks else Open()
+        doors = Keyed(keys) if asks else Nearby()
         limits = doors.limits if isinstance(doors, Keyed) else (lambda caller: ((), ()))
         log = None if settings.log is None else Log(None if str(settings.log) == "-" else settings.log)
         if log is not None:
@@ -113,20 +115,31 @@ async def built(settings: Settings) -> AsyncIterator[Built]:
             if drift.add(finished):
                 metrics.drift(drift.state())
 
+        admission = Admission(settings.running, settings.waiting)
+        upstreams = [each for each in every if isinstance(each, Upstream)]
+        condition = Condition(upstreams, drift, lambda: metrics.drift(drift.state()))
+        metrics.queue(lambda: admission.running, lambda: admission.waiting)
+        metrics.upstreams(condition.states)
+        metrics.drift(drift.state())
         feed = Feed()
         telling = Telling(metrics.finished, drifting, feed.finished, *([log.finished] if log else []), spans=spans)
-        traces = Traces(stack.enter_context(Store.open())) if settings.store else None
+        traces = Traces(stack.enter_context(Store.open(background=True))) if settings.store else None
         desk = Desk(
             every,
-            admission=Admission(settings.running, settings.waiting),
+            admission=admission,
             books=LedgerBooks(ledger, Prices.read(), limits, metrics),
             watches=[telling, *([traces] if traces else [])],
         )
+        stack.callback(desk.flush)
         responses = stack.enter_context(ResponsesStore.open()) if settings.store else None
         wire = Wire(settings.reasoning_field)  # type: ignore[arg-type]  # checked by the settings
         prompts = stack.enter_context(contextlib.closing(Prompts.open()))
         endpoints = Endpoints(desk, wire, Signer(_secret()), metrics, responses, prompts)
-        app = App(with_document([*endpoints.routes(), *pages.routes(desk, feed)]), openai_failures.failure, doors)
+        app = App(
+            with_document([*endpoints.routes(), *pages.routes(desk, feed, condition=condition)]),
+            openai_failures.failure,
+            doors,
+        )
         recovering = asyncio.create_task(_recover(ledger))
         stack.callback(recovering.cancel)
         yield Built(app, desk, settings.drain)

@@ -172,8 +172,8 @@ class Desk:
                             event = self._books.priced(booking, event)
                         tally.see(event)
                         yield event
-        except Refusal:
-            sent = sent and (tally.begun is not None or tally.usage is not None)
+        except Refusal as refusal:
+            sent = sent and (tally.begun is not None or tally.usage is not None or refusal.lost)
             raise
         finally:
             tally.disconnected = gone.is_set() and not self._stopped
@@ -185,7 +185,8 @@ class Desk:
 
     def _worst(self, request: Request, served: Served) -> Usage:
         """The most that a request may come to: every byte of its prompt a token, every bound reached."""
-        prompt = sum(len(part) for part in _texts(request)) + 64 * (len(request.question.messages) + 1)
+        prompt = sum(len(part) for part in _texts(request)) + len(request.raw_ids)
+        prompt += 64 * (len(request.question.messages) + 1)
         if served.context:
             prompt = min(prompt, served.context)
         tokens = request.budget.tokens or (request.budget.thinking or 0) + self._most_tokens

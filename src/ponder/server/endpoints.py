@@ -25,8 +25,10 @@ from ponder.server.app import Dialect, Route, after, gathered, respond, spent, t
 from ponder.server.desk import Desk
 from ponder.server.failures import Refusal, invalid
 from ponder.server.http import Exchange
+from ponder.server.jobs import Jobs
 from ponder.server.openai_wire import Wire, total
 from ponder.server.prompt_of import with_prompt
+from ponder.server.public import public
 from ponder.server.reply import Reply
 from ponder.server.request import Request
 from ponder.server.responses_store import ResponsesStore
@@ -59,6 +61,7 @@ class Endpoints:
             Route("GET", "/v1/responses/{id}", self.response, openai),
             Route("DELETE", "/v1/responses/{id}", self.delete_response, openai),
             Route("GET", "/v1/responses/{id}/input_items", self.input_items, openai),
+            *Jobs(self.desk, self._asked).routes(),
             Route("GET", "/v1/models", self.models, openai),
             Route("GET", "/v1/models/{id:path}", self.model, openai),
             Route("POST", "/v1/messages", self.messages, anthropic_failure),
@@ -147,14 +150,14 @@ class Endpoints:
 
     async def models(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /v1/models, in the words of the dialect whose version the client names, else in OpenAI's."""
-        found = [served for _, served in self.desk.models().values()]
+        found = [public(served) for _, served in self.desk.models().values()]
         listed = anthropic_reply.models if _is_anthropic(exchange) else openai_models.listed
         await exchange.json(listed(found))
 
     async def model(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /v1/models/{id}"""
         one = anthropic_reply.model if _is_anthropic(exchange) else openai_models.one
-        await exchange.json(one(self.desk.find(names["id"])[1]))
+        await exchange.json(one(public(self.desk.find(names["id"])[1])))
 
     # ------------------------------------------------------------ Anthropic
 

@@ -10,7 +10,7 @@ class Refusal(PonderError):
 
     kind: invalid_request_error, authentication_error, permission_error, not_found_error, rate_limit_error,
     insufficient_quota, overloaded_error, timeout_error, api_error. param: the field that is wrong. code: a short word.
-    retry_after: seconds.
+    retry_after: seconds. lost: an upstream was asked and may have made tokens that nobody counted.
     """
 
     def __init__(
@@ -23,9 +23,11 @@ class Refusal(PonderError):
         param: str | None = None,
         code: str | None = None,
         retry_after: float | None = None,
+        lost: bool = False,
     ) -> None:
         super().__init__(problem, mend)
         self.status, self.kind, self.param, self.code, self.retry_after = status, kind, param, code, retry_after
+        self.lost = lost
 
 
 def invalid(problem: str, mend: str = "", param: str | None = None, code: str | None = None) -> Refusal:

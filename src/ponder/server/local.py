@@ -7,11 +7,10 @@ sample, with a line for each new best answer, and its content the answer that wo
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ponder.chat.model import Model
@@ -28,11 +27,14 @@ from ponder.errors import (
 from ponder.protocols import Strategy
 from ponder.server.backend import Served
 from ponder.server.bound import grammar_of
-from ponder.server.events import Begun, Call, Content, Ended, Progress, Reason, Reasoning, ReplyEvent, Token, Usage
+from ponder.server.events import Begun, ReplyEvent, Token
 from ponder.server.failures import Refusal, invalid
+from ponder.server.local_several import Several
+from ponder.server.local_single import Single
+from ponder.server.local_vectors import embedded
 from ponder.server.plain import Pieces, Plain, answer_tokens
+from ponder.server.public import name_of
 from ponder.server.request import EFFORT_TOKENS, Request, Sampling
-from ponder.server.stopping import Stopper
 from ponder.solving import stream
 from ponder.strategies.budget import begun, think_within
 from ponder.strategies.chain_of_thought import chain_of_thought
@@ -40,33 +42,13 @@ from ponder.strategies.direct import direct
 from ponder.strategies.draft import LEAST_ANSWER
 from ponder.strategies.naming import strategy_named
 from ponder.strategies.policy import AUTO, BUILT_IN, Policy
-from ponder.types import (
-    AnswerDelta,
-    Audio,
-    BestAnswer,
-    Budget,
-    Cost,
-    Done,
-    Event,
-    Image,
-    Question,
-    Sample,
-    SampleFinished,
-    Scored,
-    ThinkingDelta,
-    ToolCalled,
-    Trace,
-    Video,
-)
+from ponder.types import Audio, Budget, Event, Image, Question, SampleFinished, Video
 
 DEFAULT_TOKENS = 2048
 """Tokens of a reply where neither the client nor a policy bounds them."""
 
 AUTO_STRATEGY = "vote(8, risk=0.05)"
 """What "auto" is without a calibrated router: a vote that stops once it is decided."""
-
-_DERIVED = re.compile(r"[0-9a-f]{9}")
-"""Ids of calls to which the model gave none. Strict templates take nine letters and digits and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +68,7 @@ class Local:
         self, model: Model, *, name: str = "", policy: Policy | None = None, tokens: int = DEFAULT_TOKENS
     ) -> None:
         info = model.engine.info
-        self.name = name or str(info.metadata.get("ponder.name", model.name))
+        self.name = name or name_of(str(info.metadata.get("ponder.name", model.name)))
         self.model, self.policy, self.tokens = model, policy, tokens
         self._pieces = Pieces(model.engine)
         details = {"parameters": info.parameters, "engine": model.engine.uri.partition(":")[0]}
@@ -124,6 +106,7 @@ class Local:
             model = replace(self._model(request), stop=asyncio.Event())
         passing = asyncio.create_task(_pass_on(stop, model.stop))  # type: ignore[arg-type]
         work = self._plainly if _is_plain(request, plan) else self._by_strategy
+        work = work if request.job is None else partial(embedded, self.name)
         try:
             async with aclosing(work(request, plan, model)) as events:
                 async for event in events:
@@ -154,7 +137,7 @@ class Local:
         with refusing():
             await self._read(request, plan, model)
         yield Begun(self.name, "local", "hard" if request.budget.thinking is not None or plan.think else "none")
-        told = _Several(request) if plan.several else _Single(request)
+        told = Several(request) if plan.several else Single(request)
         try:
             async with aclosing(self._events(request, plan, model)) as events:
                 async for event in events:
@@ -294,153 +277,6 @@ def _is_plain(request: Request, plan: Plan) -> bool:
 async def _pass_on(outer: asyncio.Event, own: asyncio.Event) -> None:
     await outer.wait()
     own.set()
-
-
-class _Single:
-    """Tells choices that are samples, each as it comes."""
-
-    over = False
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self._stoppers = {index: Stopper(request.sampling.stop) for index in range(request.n)}
-        self._calls: dict[int, int] = {}
-        self._ended: set[int] = set()
-        self._held: dict[int, str] | None = None if request.sampling.logprobs is None else {}
-        self.cost, self.visible = Cost(), 0
-        self.trace: Trace | None = None
-
-    def tell(self, event: Event, tokens: tuple[Token, ...] = ()) -> list[ReplyEvent]:
-        """What a client hears of an event. tokens: of the answer, where log-probabilities are wanted and it ended."""
-        if isinstance(event, ThinkingDelta):
-            return [] if event.sample in self._ended else [Reasoning(event.text, event.sample)]
-        if isinstance(event, AnswerDelta):
-            return self._content(event.text, event.sample)
-        if isinstance(event, ToolCalled):
-            number = self._calls.setdefault(event.sample, 0)
-            self._calls[event.sample] += 1
-            if number and not self._request.tool_choice.parallel:
-                return []
-            id = _call_id(self._request, event.sample, event.call.id)
-            return [Call(event.call.arguments, number, id, event.call.name, event.sample)]
-        if isinstance(event, SampleFinished):
-            return self._finished(event, tokens)
-        if isinstance(event, Done):
-            self.trace = event.trace
-        return []
-
-    def _content(self, text: str, choice: int) -> list[ReplyEvent]:
-        if choice in self._ended:
-            return []
-        stopper = self._stoppers[choice]
-        shown = stopper.feed(text)
-        if self._held is not None:  # with its tokens, once it has ended
-            self._held[choice] = self._held.get(choice, "") + shown
-            return []
-        said: list[ReplyEvent] = [Content(shown, choice)] if shown else []
-        return [*said, *self._end(choice, "stop", stopper.met)] if stopper.met else said
-
-    def _finished(self, event: SampleFinished, tokens: tuple[Token, ...]) -> list[ReplyEvent]:
-        self.cost += event.cost
-        self.visible += event.cost.answer
-        choice = event.sample.index
-        if choice in self._ended:
-            return []
-        stopper = self._stoppers[choice]
-        text = stopper.rest() if self._held is None else self._held.get(choice, "") + stopper.rest()
-        said: list[ReplyEvent] = [Content(text, choice, tokens)] if text or tokens else []
-        reason = "stop" if stopper.met else _reason(event.sample, bool(self._calls.get(choice)))
-        return [*said, *self._end(choice, reason, stopper.met)]
-
-    def _end(self, choice: int, reason: Reason, met: str | None = None) -> list[ReplyEvent]:
-        self._ended.add(choice)
-        self.over = len(self._ended) == self._request.n
-        return [Ended(reason, choice, met)]
-
-    def end(self) -> list[ReplyEvent]:
-        """What is left to be said once all events have come."""
-        left = [choice for choice in range(self._request.n) if choice not in self._ended]
-        return [each for choice in left for each in self._end(choice, "cancelled")]
-
-    def usage(self) -> Usage:
-        """What it came to until now."""
-        cost = self.cost
-        return Usage(
-            prompt=cost.prompt,
-            cached=cost.prompt_cached,
-            completion=cost.tokens,
-            reasoning=max(0, cost.tokens - self.visible),
-            cost=cost,
-            dollars=cost.dollars,
-            trace=self.trace,
-        )
-
-
-class _Several(_Single):
-    """Tells one choice that several samples stand behind."""
-
-    def __init__(self, request: Request) -> None:
-        super().__init__(request)
-        self._lead: int | None = None
-        self._best: BestAnswer | None = None
-        self._answers: dict[int, int] = {}
-
-    def tell(self, event: Event, tokens: tuple[Token, ...] = ()) -> list[ReplyEvent]:
-        """Reasoning of the first sample, a line for each best answer, and the progress of all."""
-        said: list[ReplyEvent] = [] if isinstance(event, Done) else [Progress(event)]
-        if isinstance(event, ThinkingDelta):
-            self._lead = event.sample if self._lead is None else self._lead
-            if event.sample == self._lead:
-                said.append(Reasoning(event.text))
-        elif isinstance(event, SampleFinished):
-            self.cost += event.cost
-            self._answers[event.sample.index] = event.cost.answer
-            if event.sample.index == self._lead:
-                self._lead = -1  # what comes after are lines about answers
-        elif isinstance(event, Scored):
-            self.cost += event.cost
-        elif isinstance(event, BestAnswer):
-            if self._best is None or self._best.answer != event.answer:
-                said.append(Reasoning(f"\n[best answer so far: {_line(event.answer)}]\n"))
-            self._best = event
-        elif isinstance(event, Done):
-            self.trace, self.cost = event.trace, replace(event.trace.cost)
-        return said
-
-    def end(self) -> list[ReplyEvent]:
-        """The answer."""
-        answer = self.trace.answer if self.trace else self._best.answer if self._best else ""
-        self.visible = self._answers.get(self._best.sample, 0) if self._best else 0
-        stopper = self._stoppers[0]
-        shown = stopper.feed(answer) + stopper.rest()
-        reason: Reason = "length" if not answer or self._is_cut() else "stop"
-        return [*([Content(shown)] if shown else []), *self._end(0, reason, stopper.met)]
-
-    def _is_cut(self) -> bool:
-        """Whether the sample whose answer won was cut by its bound."""
-        samples = self.trace.samples if self.trace else ()
-        return self._best is not None and any(
-            sample.index == self._best.sample and sample.finish == "length" for sample in samples
-        )
-
-
-def _call_id(request: Request, choice: int, id: str) -> str:
-    """The id of a call: one that was made of its words alone would come again where the same call does, turns later."""
-    if not _DERIVED.fullmatch(id):
-        return id
-    return hashlib.blake2s(f"{request.id}/{choice}/{id}".encode()).hexdigest()[: len(id)]
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 80 else f"{line[:77]}..."
-
-
-def _reason(sample: Sample, called: bool) -> Reason:
-    if called:
-        return "tool_calls"
-    known: Mapping[str, Reason] = {"stop": "stop", "length": "length", "cancelled": "cancelled"}
-    return known.get(sample.finish, "cancelled")
 
 
 def _drawing(params: Any, sampling: Sampling) -> Any:

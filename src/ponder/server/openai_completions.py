@@ -52,7 +52,7 @@ def read(body: Body, headers: Mapping[str, str], id: str) -> tuple[Request, ...]
     fields = opened(body)
     check_known(fields, READ, REFUSED)
     want = wanted(fields, headers, most=fields.whole("max_tokens", 1))
-    prompts = _prompts(fields) if want.prompt is None or fields.has("prompt") else ("",)
+    prompts = prompts_of(fields, "prompt") if want.prompt is None or fields.has("prompt") else ("",)
     n, made = _counts(fields)
     if made * len(prompts) > MOST_PROMPTS:
         raise fields.wrong("prompt", f"makes more than {MOST_PROMPTS} choices", "send several requests")
@@ -105,19 +105,19 @@ def _of_prompt(common: Request, number: int, count: int, prompt: Prompt) -> Requ
     return replace(common, id=id, raw_ids=prompt)
 
 
-def _prompts(fields: Fields) -> tuple[Prompt, ...]:
-    """A text, texts, token ids, or lists of token ids."""
-    prompt = fields.need("prompt")
+def prompts_of(fields: Fields, name: str) -> tuple[Prompt, ...]:
+    """A text, texts, token ids, or lists of token ids. Raises Refusal."""
+    prompt = fields.need(name)
     if isinstance(prompt, str):
         return (prompt,)
-    items = fields.items("prompt")
+    items = fields.items(name)
     if not items:
-        raise fields.wrong("prompt", "is empty", "send a text")
+        raise fields.wrong(name, "is empty", "send a text")
     if len(items) <= MOST_PROMPTS and all(isinstance(each, str) for each in items):
         return items
     if isinstance(items[0], list):
-        return tuple(token_ids(each, f"{fields.at('prompt')}[{number}]") for number, each in enumerate(items))
-    return (token_ids(items, fields.at("prompt")),)
+        return tuple(token_ids(each, f"{fields.at(name)}[{number}]") for number, each in enumerate(items))
+    return (token_ids(items, fields.at(name)),)
 
 
 def token_ids(items: Any, where: str) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from ponder.server.http import Exchange
 from ponder.server.openapi_requests import Schema, requests
 
 JSON, STREAM, HTML, PLAIN = "application/json", "text/event-stream", "text/html", "text/plain"
+FORM, SOUND = "multipart/form-data", "audio/*"
 _EVENTS: Schema = {"type": "string", "description": "Server-sent events."}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _LIST: Schema = {"type": "array", "items": {"type": "object"}}
@@ -59,6 +60,19 @@ REPLIES: Mapping[str, Schema] = {
     "Counted": _object(input_tokens=_COUNT),
     "Tokens": _object(tokens={"type": "array", "items": _COUNT}, count=_COUNT, max_model_len=_COUNT),
     "Text": _object(prompt=_STRING),
+    "Embeddings": _object(
+        object=_const("list"),
+        data={
+            "type": "array",
+            "items": _object(
+                object=_const("embedding"),
+                index=_COUNT,
+                embedding={"anyOf": [_STRING, {"type": "array", "items": {"type": "number"}}]},
+            ),
+        },
+        model=_STRING,
+        usage=_object(prompt_tokens=_COUNT, total_tokens=_COUNT),
+    ),
     "Health": _object(status=_const("ok")),
     "Ready": _object(status=_const("ready"), running=_COUNT, waiting=_COUNT),
     "Error": _object(
@@ -75,12 +89,13 @@ REPLIES: Mapping[str, Schema] = {
 
 @dataclass(frozen=True)
 class About:
-    """What a route takes and gives: names of schemas, types of content, and its query."""
+    """What a route takes and gives: names of schemas, types of content (`sends`: of the request), and its query."""
 
     gives: str = ""
     takes: str = ""
     kinds: tuple[str, ...] = (JSON,)
     query: Mapping[str, Schema] = field(default_factory=dict)
+    sends: str = JSON
 
 
 _BOTH = (JSON, STREAM)
@@ -100,6 +115,9 @@ ABOUT: Mapping[tuple[str, str], About] = {
     ("GET", "/v1/models/{id}"): About("Model"),
     ("POST", "/v1/messages"): About("Message", "MessageRequest", _BOTH),
     ("POST", "/v1/messages/count_tokens"): About("Counted", "CountRequest"),
+    ("POST", "/v1/embeddings"): About("Embeddings", "EmbeddingRequest"),
+    ("POST", "/v1/audio/transcriptions"): About("", "TranscriptionForm", (JSON, STREAM, PLAIN), sends=FORM),
+    ("POST", "/v1/audio/speech"): About("", "SpeechRequest", (SOUND, STREAM)),
     ("POST", "/tokenize"): About("Tokens", "TokenizeRequest"),
     ("POST", "/detokenize"): About("Text", "DetokenizeRequest"),
     ("GET", "/tokenizer_info"): About(query={"model": _STRING}),
@@ -180,7 +198,7 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
         "responses": {"200": _answer(about), "4XX": wrong, "5XX": wrong},
     }
     if about.takes:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(about.takes)}}}
+        operation["requestBody"] = {"required": True, "content": {about.sends: {"schema": _ref(about.takes)}}}
     if not route.open:  # keys are asked for where there are any
         operation["security"] = [{}, {"bearer": []}, {"key": []}]
     return operation

@@ -6,9 +6,9 @@ A schema is never stricter than what reads the request, which says what is wrong
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
-from ponder.server import anthropic, openai_chat, openai_completions, openai_fields, openai_responses
+from ponder.server import anthropic, openai_chat, openai_completions, openai_embeddings, openai_fields, openai_responses
 from ponder.server.wanted import EFFORTS, LONGEST_WAIT
 
 Schema = dict[str, Any]
@@ -164,6 +164,37 @@ def requests() -> dict[str, Schema]:
         "ResponseRequest": response,
         "MessageRequest": {**message, "additionalProperties": False},
         "CountRequest": {**counting, "additionalProperties": False},
+        "EmbeddingRequest": {
+            "type": "object",
+            "required": ["model", "input"],
+            "properties": {
+                "model": NAME,
+                "input": {
+                    "description": "A text, token ids, or a list of either.",
+                    "type": ["string", "array"],
+                    "minItems": 1,
+                    "minLength": 1,
+                    "items": {"type": ["string", "integer", "array"]},
+                },
+                "encoding_format": one_of(get_args(openai_embeddings.Encoding)),
+                "dimensions": whole(1, openai_embeddings.MOST_DIMENSIONS),
+                "user": TEXT,
+                "ponder": PONDER,
+            },
+            "additionalProperties": {"type": "null"},
+        },
+        "TranscriptionForm": {
+            "type": "object",
+            "description": "Further fields are handed on as they are.",
+            "required": ["file", "model"],
+            "properties": {"file": {"type": "string", "format": "binary"}, "model": NAME},
+        },
+        "SpeechRequest": {
+            "type": "object",
+            "description": "Further fields are handed on as they are.",
+            "required": ["model", "input"],
+            "properties": {"model": NAME, "input": NAME},
+        },
         "TokenizeRequest": {
             "type": "object",
             "properties": {

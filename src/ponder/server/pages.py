@@ -20,6 +20,7 @@ from ponder.server.failures import Refusal
 from ponder.server.http import Exchange
 from ponder.server.pages_api import Api
 from ponder.server.pages_feed import Feed
+from ponder.server.pages_state import Condition
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -94,18 +95,21 @@ def routes(
     *,
     home: Path | None = None,
     studies: Sequence[Path] | None = None,
+    condition: Condition | None = None,
 ) -> tuple[Route, ...]:
     """The routes of the pages and of what they ask for. `feed.finished` has to be a listener of `watching.Telling`.
 
-    home: the folder of the databases. studies: folders with studies, by default `studies` in `home`.
+    home: the folder of the databases. studies: folders with studies, by default `studies` in `home`. condition: what is
+    told of upstreams and drift.
     """
     home = paths.home() if home is None else home
     pages = Pages()
-    api = Api(desk, feed, home, (home / "studies",) if studies is None else studies)
+    api = Api(desk, feed, home, (home / "studies",) if studies is None else studies, condition)
     failure = openai_failures.failure
     asked = {
         "models": api.models,
         "costs": api.costs,
+        "state": api.state,
         "live": api.live,
         "traces": api.traces,
         "traces/{id}": api.trace,
@@ -118,4 +122,5 @@ def routes(
         Route("GET", "/", pages.index, failure, open=True),
         Route("GET", "/pages/{name}", pages.file, failure, open=True),
         *(Route("GET", f"/api/{path}", handler, failure) for path, handler in asked.items()),
+        Route("POST", "/api/drift/restart", api.restart, failure),
     )

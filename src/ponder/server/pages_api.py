@@ -5,29 +5,33 @@
     GET /api/traces           ?search=, ?state=, ?limit=; /api/traces/{id}
     GET /api/prompts          their versions and labels; /api/prompt?name= with the texts
     GET /api/studies          ; /api/study?id= with its points
+    GET /api/state            upstreams, and the alarms of drift that stand
+    POST /api/drift/restart   {"model": "...", "prompt": "..."}: ends the alarms of these
     GET /api/live             server-sent events: `requests` that have ended, and the `state` of the server
 
 Who asks with a key is told of what that key asked for. A server without keys listens to its machine alone and tells
-everything, but only to pages that were opened by the machine's name: a foreign page whose name points here (DNS
-rebinding) is refused.
+everything, as `doors.Nearby` keeps foreign pages out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from ponder.server import openai_models, pages_data
 from ponder.server.desk import Desk
 from ponder.server.failures import Refusal, invalid
 from ponder.server.http import Exchange
 from ponder.server.pages_feed import Feed
+from ponder.server.pages_state import Condition
+from ponder.server.public import public
 from ponder.server.request import EFFORT_TOKENS, Caller
 from ponder.server.sse import CONTENT_TYPE, frame, with_pings
-from ponder.server.start import loopback
 from ponder.types import TraceState
 
 HEADERS = {
@@ -42,6 +46,8 @@ PING = 15.0
 MOST_LIVE = 64
 """Live streams at once."""
 MOST_DAYS = 3660.0
+MOST_WRITTEN = 16 * 2**10
+"""Bytes of what a page sends."""
 
 STRATEGIES: Mapping[str, str] = {
     "auto": "the server chooses, question by question",
@@ -65,8 +71,11 @@ STRATEGIES: Mapping[str, str] = {
 class Api:
     """Answers the pages. home: the folder of the databases. studies: folders with studies of ponder curve."""
 
-    def __init__(self, desk: Desk, feed: Feed, home: Path, studies: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, desk: Desk, feed: Feed, home: Path, studies: Sequence[Path] = (), condition: Condition | None = None
+    ) -> None:
         self._desk, self._feed, self._home, self._studies = desk, feed, home, tuple(studies)
+        self._condition = condition or Condition()
         self._began = time.time()
         self._live = 0
 
@@ -75,7 +84,7 @@ class Api:
     async def models(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /api/models"""
         caller = asker(exchange)
-        served = [openai_models.one(each) for _, each in self._desk.models().values()]
+        served = [openai_models.one(public(each)) for _, each in self._desk.models().values()]
         strategies = [{"name": name, "about": about} for name, about in STRATEGIES.items()]
         document = {
             "models": served,
@@ -90,6 +99,24 @@ class Api:
         """GET /api/costs"""
         caller, days = asker(exchange), number(exchange, "days", 30.0, MOST_DAYS)
         await self._send(exchange, await asyncio.to_thread(pages_data.costs, self._home, caller, days))
+
+    async def state(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """GET /api/state"""
+        asker(exchange)
+        await self._send(exchange, self._state())
+
+    async def restart(self, exchange: Exchange, names: Mapping[str, str]) -> None:
+        """POST /api/drift/restart"""
+        asker(exchange)
+        own_page(exchange)
+        asked = fields(await exchange.body(MOST_WRITTEN), "model", "prompt")
+        self._condition.restart(asked["model"], asked["prompt"])
+        await self._send(exchange, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        queue = self._desk.admission
+        told = {"running": queue.running, "waiting": queue.waiting, "open": not queue.closed}
+        return {**told, **self._condition.document()}
 
     async def live(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /api/live: all requests that are remembered, then each as it ends; and how many are at work."""
@@ -112,7 +139,7 @@ class Api:
             new, seen = self._feed.after(seen, caller), self._feed.last
             if new or not told:
                 yield frame([each.document() for each in new], "requests")
-            state = {"running": admission.running, "waiting": admission.waiting, "open": not admission.closed}
+            state = self._state()
             if state != told:
                 yield frame(state, "state")
                 told = state
@@ -130,11 +157,13 @@ class Api:
             raise invalid("there is no such state", f"choose one of {', '.join(get_args(TraceState))}", "state")
         limit = int(number(exchange, "limit", 50.0, pages_data.MOST_TRACES))
         search = query.get("search", "")[:200]
+        self._desk.flush()
         await self._send(exchange, await asyncio.to_thread(pages_data.traces, self._home, caller, search, state, limit))
 
     async def trace(self, exchange: Exchange, names: Mapping[str, str]) -> None:
         """GET /api/traces/{id}"""
         caller = asker(exchange)
+        self._desk.flush()
         await self._send(exchange, await asyncio.to_thread(pages_data.trace, self._home, caller, names["id"]))
 
     # ------------------------------------------------------------ prompts
@@ -168,18 +197,34 @@ class Api:
 
 
 def asker(exchange: Exchange) -> Caller:
-    """Who asks. Raises Refusal, 403, for a page of another name where nobody needs a key."""
+    """Who asks: `doors` have let them in."""
     caller: Caller = exchange.scope["ponder.caller"]
-    host = exchange.headers.get("host", "")
-    name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    if not caller.key and not loopback(name):
-        raise Refusal(
-            403,
-            "permission_error",
-            f"these pages are not served as {name[:100]!r}",
-            "open them as localhost, or make a key",
-        )
     return caller
+
+
+def own_page(exchange: Exchange) -> None:
+    """Raises Refusal, 403, where a page that is not of this server would change something without a key."""
+    caller, origin = asker(exchange), exchange.headers.get("origin")
+    if caller.key or origin is None:
+        return
+    if urlsplit(origin).netloc.lower() != exchange.headers.get("host", "").lower():
+        raise Refusal(403, "permission_error", "pages of another server may not change this one", "use its own pages")
+
+
+def fields(body: bytes, *names: str) -> dict[str, str]:
+    """The texts of a JSON object, "" for those that it leaves out. Raises Refusal."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or unlike(document, names):
+        raise invalid("the body is no JSON object of these texts: " + ", ".join(names), "send one")
+    return {name: document.get(name, "") for name in names}
+
+
+def unlike(document: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether there are other fields, or what is no text."""
+    return any(name not in names or not isinstance(value, str) for name, value in document.items())
 
 
 def number(exchange: Exchange, name: str, default: float, most: float) -> float:

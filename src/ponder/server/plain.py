@@ -61,7 +61,7 @@ class Plain:
     async def events(self, begun: Begun) -> AsyncGenerator[ReplyEvent, None]:
         """What is told, a Usage last, also where the engine fails."""
         params = self._params()
-        yield replace(begun, prompt_tokens=await self._echoed()) if self._request.echo else begun
+        yield replace(begun, prompt_tokens=await self._echoed(params)) if self._request.echo else begun
         try:
             async for event in self._sampled(params):
                 yield event
@@ -88,16 +88,20 @@ class Plain:
         grammar = self._model.answer_grammar
         return replace(self._model.params, max_tokens=min(asked, room), top=top, grammar=grammar)
 
-    async def _echoed(self) -> tuple[Token, ...]:
-        """The prompt's tokens; the first has no log-probability, as nothing stands before it."""
+    async def _echoed(self, params: SamplingParams) -> tuple[Token, ...]:
+        """The prompt's tokens, with the likeliest ones at their places. The first has no log-probability, as nothing
+        stands before it."""
         if self._request.sampling.logprobs is None:
             return tuple([await self._pieces.token(id, None) for id in self._ids])
         if not self._model.engine.capabilities.score:
             raise invalid(f"{self._model.name} scores no prompts", "leave out echo or logprobs", "echo")
-        scores = await self._model.engine.score(self._ids, 1) if len(self._ids) > 1 else []
+        scoring = SamplingParams(1, adapters=params.adapters, top=params.top)
+        scores = await self._model.engine.score(self._ids, 1, scoring) if len(self._ids) > 1 else []
         self.cost += Cost(prompt_computed=getattr(scores, "computed", 0), calls=1)
         told: list[float | None] = [None, *scores]
-        return tuple([await self._pieces.token(id, value) for id, value in zip(self._ids, told, strict=True)])
+        tops = ((), *(getattr(scores, "top", ()) or ((),) * len(scores)))
+        made = [await self._pieces.token(id, value, top) for id, value, top in zip(self._ids, told, tops, strict=True)]
+        return tuple(made)
 
     async def _sampled(self, params: SamplingParams) -> AsyncGenerator[ReplyEvent, None]:
         seconds = self._request.deadline if self._request.budget.seconds is None else self._request.budget.seconds

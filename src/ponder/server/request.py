@@ -5,7 +5,7 @@ Nothing in here comes from the text of a prompt: model, strategy, budget and key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,6 +70,26 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """Vectors that are wanted of texts, or of texts as token ids. dimensions: None for as many as the model has.
+    encoding: how the client wants them, which saves work where whoever makes them writes them so at once."""
+
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
+    encoding: Literal["float", "base64"] = "float"
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What is handed on as it came, for an answer that comes back as it is: sounds. body: by the name that the model
+    has there. kind: its content type."""
+
+    path: str
+    kind: str
+    body: Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
 class PromptVersion:
     """The stored prompt that a question was made from."""
 
@@ -105,7 +125,8 @@ class Request:
     tokens of the prompt are wanted, too (`Begun.prompt_tokens`), with their log-probabilities where
     `sampling.logprobs` asks for any. store: whether the client wants the reply kept. prompt: version 0 is the one that
     the label names, or the newest. variables: what fills the prompt's blanks. trace: the client's W3C headers of a
-    trace. user: as the client names whom it asks for. metadata: the client's.
+    trace. user: as the client names whom it asks for. metadata: the client's. job: what is wanted in place of an
+    answer; there are no choices then, `n` is 0, and the question holds its texts, `raw_ids` its tokens.
     """
 
     id: str
@@ -132,4 +153,5 @@ class Request:
     caller: Caller = Caller()
     user: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    dialect: Literal["openai", "responses", "anthropic", "completions"] = "openai"
+    job: Embedding | Handed | None = None
+    dialect: Literal["openai", "responses", "anthropic", "completions", "embeddings", "audio"] = "openai"

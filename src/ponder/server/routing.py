@@ -126,24 +126,29 @@ class Attempts:
     began: float = field(default_factory=time.monotonic)
     entries: list[dict[str, Any]] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
+    lost: bool = False
+    """One of them may have made tokens that nobody counted."""
+    counted: bool = False
+    """One of them told what it used."""
 
     def refused(self, target: Target, request: Request, refusal: Refusal) -> None:
         """An attempt that gave nothing; where it may have been begun, its prompt counts."""
-        begun = refusal.code in ("timeout", "upstream_failed", "upstream_garbled")
-        usage = Usage(prompt=prompt_tokens(request), estimated=True) if begun else Usage(dollars=0.0)
+        self.lost = self.lost or refusal.lost
+        usage = Usage(prompt=prompt_tokens(request), estimated=True) if refusal.lost else Usage(dollars=0.0)
         self.usages.append(usage)
         self.entries.append(self._priced(target, attempt(target.backend.name, target.model, usage, str(refusal))))
 
     def add(self, target: Target, usage: Usage, error: str = "") -> None:
         """An attempt that gave a usage."""
+        self.counted = True
         self.usages.append(usage)
         entries = attempts_of(usage, target.backend.name, target.model, error)
         self.entries += [self._priced(target, entry) for entry in entries]
 
-    @property
-    def spent(self) -> bool:
-        """Whether any of them used something."""
-        return any(usage.prompt or usage.completion for usage in self.usages)
+    def failed(self, refusal: Refusal) -> Refusal:
+        """The last one, which tells for all of them whether something was lost."""
+        refusal.lost = refusal.lost or self.lost
+        return refusal
 
     def total(self) -> Usage:
         """All of them, each entry by itself in `extra`."""
@@ -202,10 +207,11 @@ class Route:
                 return
             except Refusal as refusal:
                 if begun or stop.is_set() or not moves_on(refusal):
-                    raise
+                    raise attempts.failed(refusal) from None
                 last = refusal
                 attempts.refused(target, request, refusal)
-        raise last or Refusal(504, "timeout_error", f"no time was left for {self.name}", "allow more", code="timeout")
+        late = Refusal(504, "timeout_error", f"no time was left for {self.name}", "allow more", code="timeout")
+        raise attempts.failed(last or late)
 
     def _sorted(self, request: Request) -> list[Target]:
         """Those that are open come last: where nothing else can answer, one of them may be ready to be tried."""

@@ -71,6 +71,8 @@ class Cascade:
 
     async def reply(self, request: Request, stop: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
         """See `backend.Backend`."""
+        if request.job is not None:
+            raise invalid(f"{self.name} is a cascade, which gives answers alone", "ask one of its models", "model")
         if request.n > 1:
             raise invalid(f"{self.name} is a cascade, which gives one choice", "ask for one", "n")
         attempts = Attempts(self._rates)
@@ -93,11 +95,14 @@ class Cascade:
                         event = attempts.total()
                     yield self._told(event)
         except Refusal as refusal:
-            if failure is not None and not begun and attempts.spent:  # the small one's tokens are paid for
+            if begun:
+                raise
+            if failure is not None and attempts.counted:  # the small one's tokens are paid for
+                attempts.refused(self._large, request, refusal)
                 yield Begun(self.name, self._small.backend.name)
                 yield attempts.total()
-            if begun or failure is not None:
-                raise
+            if failure is not None:
+                raise attempts.failed(refusal) from None
             attempts.refused(self._large, request, refusal)
             for event in events:  # the small one's answer is better than none
                 yield self._told(event)

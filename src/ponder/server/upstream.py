@@ -20,12 +20,14 @@ from pathlib import Path
 from ponder.server.backend import Served
 from ponder.server.events import ReplyEvent
 from ponder.server.failures import Refusal, unknown_model
+from ponder.server.public import name_of
 from ponder.server.request import Request
 from ponder.server.upstream_answer import Answer, Timeouts, WireError
 from ponder.server.upstream_breaker import Breaker, BreakerSettings
 from ponder.server.upstream_dialect import Ask, Dialect
 from ponder.server.upstream_failures import BUSY, of_status, of_wire, one_line, retry_after
 from ponder.server.upstream_fan import fanned
+from ponder.server.upstream_job import Job
 from ponder.server.upstream_run import Run
 from ponder.server.upstream_wire import Cut, Wire
 
@@ -121,7 +123,7 @@ class Upstream:
         # 401 to 405: something is there; whether it serves is for requests to find out.
         self.healthy = status == 200 or 401 <= status <= 405
         if not self.healthy and self.breaker.state == "closed":
-            self.breaker.failed()
+            self.breaker.failed("unhealthy" if status else "upstream_unreachable")
         with suppress(ValueError, RecursionError):
             document = json.loads(body) if status == 200 else None
             if isinstance(document, dict) and (found := self.dialect.listed(document)):
@@ -136,7 +138,7 @@ class Upstream:
 
     def _list(self) -> None:
         configured = self.configuration.models
-        self._names = dict(configured) or {name: name for name in self._contexts}
+        self._names = dict(configured) or {name_of(name): name for name in self._contexts}
         self._models = {name: self._served(name, upstream) for name, upstream in self._names.items()}
 
     def _served(self, name: str, upstream: str) -> Served:
@@ -166,7 +168,9 @@ class Upstream:
 
     async def reply(self, request: Request, stop: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
         """See `backend.Backend`."""
-        if request.n > 1 and not self.dialect.several:
+        if request.job is not None:
+            events = Job(self, request, stop).events()
+        elif request.n > 1 and not self.dialect.several:
             events = fanned(request, lambda each: Run(self, each, stop).events(), self.name)
         else:
             events = Run(self, request, stop).events()

@@ -28,6 +28,7 @@ from ponder.server.upstream_dialect import (
     text_of,
 )
 from ponder.server.upstream_thinking import amount, nearest
+from ponder.server.upstream_vectors import none_here
 from ponder.types import Audio, Image, Text, Thinking, ToolCall, ToolResult, Video
 
 VERSION = "2023-06-01"
@@ -67,6 +68,7 @@ class Anthropic:
     efforts: tuple[str, ...] = ()
     provider: str = "anthropic"
     several = False
+    hands = False
 
     def headers(self, key: str) -> Mapping[str, str]:
         """Version and key."""
@@ -168,6 +170,14 @@ class Anthropic:
     def counted(self, document: Mapping[str, Any]) -> int | None:
         """Of what `counting` gives."""
         return count_of(document.get("input_tokens")) or None
+
+    def embedding(self, request: Request, model: str) -> Ask:
+        """There is none."""
+        raise none_here(request)
+
+    def embedded(self, document: Mapping[str, Any]) -> tuple[list[Any], int | None]:
+        """Nothing: none was asked for."""
+        return [], None
 
     def failed(self, document: Any) -> str:
         """The message."""

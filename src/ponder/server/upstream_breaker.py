@@ -45,6 +45,9 @@ class Breaker:
         self._until: float | None = None
         self._pause = self._settings.pause
         self._trying = False
+        self._changed = time.time()
+        self.error = ""
+        """What the last failure was, in a word."""
 
     @property
     def state(self) -> State:
@@ -52,6 +55,11 @@ class Breaker:
         if self._until is None:
             return "closed"
         return "open" if self._trying or self._clock() < self._until else "half-open"
+
+    @property
+    def since(self) -> float:
+        """When that state began, in seconds since 1970."""
+        return self._changed + (self._pause if self.state == "half-open" else 0.0)
 
     @property
     def left(self) -> float:
@@ -71,12 +79,15 @@ class Breaker:
         """The upstream did what it should."""
         if self._until is not None and not self._trying:
             return  # one that was under way when it opened
+        if self._until is not None:
+            self._changed = time.time()
         self._until, self._trying, self._row = None, False, 0
         self._pause = self._settings.pause
         self._recent.append(True)
 
-    def failed(self) -> None:
+    def failed(self, error: str = "") -> None:
         """The upstream failed."""
+        self.error = error
         if self._until is not None:
             if self._trying:
                 self._open(min(2 * self._pause, self._settings.longest))
@@ -94,7 +105,7 @@ class Breaker:
 
     def _open(self, pause: float) -> None:
         self._pause = pause
-        self._until = self._clock() + pause
+        self._until, self._changed = self._clock() + pause, time.time()
         self._trying = False
         self._row = 0
         self._recent.clear()

@@ -24,7 +24,7 @@ BYTES_A_TOKEN = 4
 
 @dataclass(frozen=True)
 class Ask:
-    """A request in the words of an upstream.
+    """A request in the words of an upstream. content: the body where it is no JSON; its type is among `headers`.
 
     hard: what becomes of the budget for thinking there. limit: tokens of thinking after which the stream is to be cut
     and the answer asked for (`Dialect.closed`), None for no limit of ours.
@@ -35,10 +35,13 @@ class Ask:
     hard: Hard = "none"
     limit: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes = b""
 
     @property
     def data(self) -> bytes:
         """The body as it is sent."""
+        if self.content:
+            return self.content
         return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
@@ -63,10 +66,14 @@ class Reading(Protocol):
 
 
 class Dialect(Protocol):
-    """One way to speak with a server. `several`: whether a request may ask for several choices."""
+    """One way to speak with a server. `several`: whether a request may ask for several choices. `hands`: whether what
+    is `request.Handed` is in its words."""
 
     @property
     def several(self) -> bool: ...
+
+    @property
+    def hands(self) -> bool: ...
 
     @property
     def provider(self) -> str:
@@ -92,6 +99,14 @@ class Dialect(Protocol):
         ...
 
     def counted(self, document: Mapping[str, Any]) -> int | None: ...
+
+    def embedding(self, request: Request, model: str) -> Ask:
+        """What asks for the vectors of a `request.Embedding`. Raises Refusal."""
+        ...
+
+    def embedded(self, document: Mapping[str, Any]) -> tuple[list[Any], int | None]:
+        """The vectors of an answer, as they stand in it, and the tokens of the texts where they are told."""
+        ...
 
     def failed(self, document: Any) -> str:
         """What an error says, "" for what says nothing."""

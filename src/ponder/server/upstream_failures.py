@@ -37,12 +37,12 @@ def of_status(name: str, status: int, message: str, after: float | None = None) 
     if status == 429:
         return Refusal(429, "rate_limit_error", problem, "ask again later", code="upstream_busy", retry_after=after)
     if status in (408, 504):
-        return Refusal(504, "timeout_error", problem, "ask again later", code="timeout")
+        return Refusal(504, "timeout_error", problem, "ask again later", code="timeout", lost=True)
     if status in (503, 529):
         return Refusal(
             503, "overloaded_error", problem, "ask again later", code="upstream_busy", retry_after=after or 1.0
         )
-    return Refusal(502, "api_error", problem, "ask again later", code="upstream_failed")
+    return Refusal(502, "api_error", problem, "ask again later", code="upstream_failed", lost=True)
 
 
 def of_wire(name: str, error: WireError) -> Refusal:
@@ -53,24 +53,26 @@ def of_wire(name: str, error: WireError) -> Refusal:
             503, "overloaded_error", problem, "ask again later", code="upstream_unreachable", retry_after=1.0
         )
     if error.kind == "silent":
-        return Refusal(504, "timeout_error", problem, "ask again later", code="timeout")
-    return Refusal(502, "api_error", problem, "ask again later", code="upstream_failed")
+        return Refusal(504, "timeout_error", problem, "ask again later", code="timeout", lost=True)
+    return Refusal(502, "api_error", problem, "ask again later", code="upstream_failed", lost=True)
 
 
 def garbled(name: str, problem: str) -> Refusal:
     """The upstream said what cannot be understood."""
-    return Refusal(502, "api_error", f"the upstream {name} {problem}", "look at its url", code="upstream_garbled")
+    return Refusal(
+        502, "api_error", f"the upstream {name} {problem}", "look at its url", code="upstream_garbled", lost=True
+    )
 
 
 def cut_off(name: str, problem: str) -> Refusal:
     """The upstream ended too early."""
-    return Refusal(502, "api_error", f"the upstream {name} {problem}", "ask again", code="upstream_failed")
+    return Refusal(502, "api_error", f"the upstream {name} {problem}", "ask again", code="upstream_failed", lost=True)
 
 
 def late(name: str) -> Refusal:
     """The deadline came before anything else."""
     problem = f"the deadline came before the upstream {name} said anything"
-    return Refusal(504, "timeout_error", problem, "allow more time", code="timeout")
+    return Refusal(504, "timeout_error", problem, "allow more time", code="timeout", lost=True)
 
 
 def resting(name: str, after: float) -> Refusal:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
+from ponder.server import upstream_vectors
 from ponder.server.events import Call, Content, Ended, Reason, Reasoning, ReplyEvent, Usage
 from ponder.server.failures import invalid
 from ponder.server.request import Request
@@ -53,6 +54,7 @@ class Gemini:
     efforts: tuple[str, ...] = ()
     provider: str = "google"
     several = True
+    hands = False
 
     def headers(self, key: str) -> Mapping[str, str]:
         """The key; never in the address, which is written into logs."""
@@ -115,6 +117,14 @@ class Gemini:
     def counted(self, document: Mapping[str, Any]) -> int | None:
         """Of what `counting` gives."""
         return count_of(document.get("totalTokens")) or None
+
+    def embedding(self, request: Request, model: str) -> Ask:
+        """POST /models/NAME:batchEmbedContents. Raises Refusal."""
+        return upstream_vectors.gemini_asked(request, model)
+
+    def embedded(self, document: Mapping[str, Any]) -> tuple[list[Any], int | None]:
+        """Of what `embedding` gives."""
+        return upstream_vectors.gemini_told(document)
 
     def failed(self, document: Any) -> str:
         """The message; errors of a stream come as a list."""

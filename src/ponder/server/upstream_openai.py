@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ponder.server import upstream_vectors
 from ponder.server.events import Call, Content, Ended, Reason, Reasoning, ReplyEvent, Token, Usage
 from ponder.server.failures import invalid
 from ponder.server.request import Request
@@ -63,6 +64,8 @@ _DRAWS: Mapping[str, frozenset[Flavour]] = {
 }
 _ONE_CHOICE: frozenset[Flavour] = frozenset({"ollama", "openrouter", "deepseek", "qwen"})
 """Those that give one choice, whatever `n` says."""
+_ANY_JSON: frozenset[Flavour] = frozenset({"deepseek"})
+"""Those that hold answers to JSON, but to no schema."""
 _CONTINUED: frozenset[Flavour] = frozenset({"vllm", "sglang"})
 """Those that go on from the beginning of an answer."""
 
@@ -84,6 +87,11 @@ class OpenAI:
         """Whether it obeys `n`."""
         return self.flavour not in _ONE_CHOICE
 
+    @property
+    def hands(self) -> bool:
+        """It is what clients speak, too."""
+        return True
+
     def headers(self, key: str) -> Mapping[str, str]:
         """The key as a bearer's."""
         return {"authorization": f"Bearer {key}"} if key else {}
@@ -102,7 +110,7 @@ class OpenAI:
             "messages": [said for message in request.question.messages for said in self._messages(message)],
             **self._drawn(request),
             **self._tools(request),
-            **_shape(request),
+            **_shape(request, self.flavour),
             **thinking,
             **self._streamed(limit is not None),
         }
@@ -165,7 +173,8 @@ class OpenAI:
         if request.echo:
             raise invalid(f"{request.model} tells nothing of the prompt's tokens", "leave echo out", "echo")
         prompt: Any = list(request.raw_ids) or request.raw
-        body = {"model": model, "prompt": prompt, **self._drawn(request), **_shape(request), **self._streamed()}
+        body = {"model": model, "prompt": prompt, **self._drawn(request), **self._streamed()}
+        body |= _shape(request, self.flavour)
         if (most := body.pop("max_completion_tokens", None)) is not None:
             body["max_tokens"] = most
         if request.sampling.logprobs is not None:
@@ -224,6 +233,14 @@ class OpenAI:
         """Of what `counting` gives."""
         return count_of(document.get("count")) or None
 
+    def embedding(self, request: Request, model: str) -> Ask:
+        """POST /embeddings."""
+        return upstream_vectors.asked(request, model)
+
+    def embedded(self, document: Mapping[str, Any]) -> tuple[list[Any], int | None]:
+        """The vectors by their index."""
+        return upstream_vectors.told(document)
+
     def failed(self, document: Any) -> str:
         """The message, which servers put into several places."""
         error = object_of(document).get("error")
@@ -243,8 +260,11 @@ class OpenAI:
         return found
 
 
-def _shape(request: Request) -> dict[str, Any]:
+def _shape(request: Request, flavour: Flavour) -> dict[str, Any]:
     shape = request.shape
+    if shape.kind == "schema" and flavour in _ANY_JSON:
+        problem = f"{request.model} is behind a server that knows no schemas"
+        raise invalid(problem, 'ask for {"type": "json_object"}, and tell the schema in words', "response_format")
     if shape.kind == "text":
         return {}
     if shape.kind == "json":

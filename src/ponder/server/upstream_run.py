@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
@@ -16,9 +16,9 @@ from ponder.server.request import Request
 from ponder.server.upstream_answer import WireError
 from ponder.server.upstream_attempts import attempt, total
 from ponder.server.upstream_dialect import Ask, Failed, Reading
-from ponder.server.upstream_failures import cut_off, garbled, its_own_fault, late, of_status, of_wire, resting
+from ponder.server.upstream_failures import cut_off, garbled, late, of_status, of_wire, resting
 from ponder.server.upstream_sse import SseReader, TooLong
-from ponder.server.upstream_wire import Cut
+from ponder.server.upstream_until import Until, learned
 
 if TYPE_CHECKING:
     from ponder.server.upstream import Upstream
@@ -33,19 +33,17 @@ class Run:
     """Answers one request. `stop` ends it at once, the deadline when it comes."""
 
     def __init__(self, upstream: Upstream, request: Request, stop: asyncio.Event) -> None:
-        self._upstream, self._request, self._stop = upstream, request, stop
+        self._upstream, self._request = upstream, request
         self._name = upstream.name
-        self._cut = Cut()
-        self._loop = asyncio.get_running_loop()
-        bounds = [each for each in (request.deadline, request.budget.seconds) if each is not None]
-        self._until = self._loop.time() + min(bounds) if bounds else None
+        self._until = Until(request, stop)
+        self._cut = self._until.cut
         self._begun = self._done = self._entered = self._whole = False
         self._parts: list[Usage] = []
         self._reading: Reading | None = None
 
     async def events(self) -> AsyncGenerator[ReplyEvent, None]:
         """The events of the answer; see `backend.Backend`."""
-        with self._ending():
+        with self._until.ending():
             try:
                 async with aclosing(self._answered()) as events:
                     async for event in events:
@@ -60,22 +58,6 @@ class Run:
             finally:
                 self._learn(None)
         yield self._usage()
-
-    @contextmanager
-    def _ending(self) -> Iterator[None]:
-        """What ends the run from outside, while it lasts."""
-        watching = asyncio.create_task(self._stop.wait())
-        watching.add_done_callback(lambda task: None if task.cancelled() else self._cut.now("stopped"))
-        timer = None if self._until is None else self._loop.call_at(self._until, self._cut.now, "deadline")
-        try:
-            yield
-        finally:
-            watching.cancel()
-            if timer is not None:
-                timer.cancel()
-
-    def _left(self) -> float:
-        return float("inf") if self._until is None else self._until - self._loop.time()
 
     # ------------------------------------------------------------ the answer
 
@@ -144,7 +126,7 @@ class Run:
 
     async def _documents(self, ask: Ask) -> AsyncGenerator[Mapping[str, Any], None]:
         """What the server says, document by document, streamed or whole."""
-        answer = await self._upstream.sent(ask, self._cut, self._left)
+        answer = await self._upstream.sent(ask, self._cut, lambda: self._until.left)
         try:
             if answer.kind == "application/json":
                 yield self._parsed(await answer.read())
@@ -203,17 +185,9 @@ class Run:
 
     def _learn(self, refusal: Refusal | None) -> None:
         """Tells the breaker once what came of it."""
-        if not self._entered:
-            return
-        self._entered, breaker = False, self._upstream.breaker
-        if self._whole:
-            breaker.succeeded()
-        elif refusal is None or self._cut.reason or refusal.status == 429:
-            breaker.abandoned()
-        elif its_own_fault(refusal):
-            breaker.failed()
-        else:
-            breaker.succeeded()
+        if self._entered:
+            self._entered = False
+            learned(self._upstream.breaker, self._whole, bool(self._cut.reason), refusal)
 
     def _usage(self, error: str = "") -> Usage:
         """What it came to, the requests of a thinking that was cut together."""

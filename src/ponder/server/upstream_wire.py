@@ -215,7 +215,7 @@ class Wire:
     def _request(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
         target = path[1:] if path.startswith("//") else self.address.path + path
         more = "".join(f"{name}: {_one_line(value)}\r\n" for name, value in headers.items())
-        kind = "content-type: application/json\r\n" if body else ""
+        kind = "content-type: application/json\r\n" if body and "content-type" not in headers else ""
         length = f"content-length: {len(body)}\r\n" if body or method != "GET" else ""
         return b"".join(
             (f"{method} {target} HTTP/1.1\r\n".encode(), self._head, f"{more}{kind}{length}\r\n".encode(), body)

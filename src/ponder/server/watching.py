@@ -94,4 +94,6 @@ class Telling:
 
 
 def _operation(request: Request) -> Operation:
+    if request.dialect == "embeddings":
+        return "embeddings"
     return "text_completion" if request.dialect == "completions" else "chat"

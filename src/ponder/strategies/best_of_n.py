@@ -52,7 +52,7 @@ def best_of_n(
             Pool(question, model, budget, n, wave, verifier=verifier or checked_arithmetic()), aggregate, enough
         )
 
-    return of_several(strategy, f"best_of_n({n})", draws=n > 1)
+    return of_several(strategy, f"best_of_n({n})", draws=n > 1, at_once=min(n, wave))
 
 
 async def _best(pool: Pool, aggregate: Aggregate, enough: float | None) -> AsyncGenerator[Event, None]:

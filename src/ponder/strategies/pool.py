@@ -207,12 +207,13 @@ async def _pass_on(outer: asyncio.Event, halt: asyncio.Event) -> None:
     halt.set()
 
 
-def of_several(strategy: Strategy, name: str, draws: bool) -> Strategy:
+def of_several(strategy: Strategy, name: str, draws: bool, at_once: int = 1) -> Strategy:
     """The strategy, marked as one of several samples, which a terminal tells in a line each.
 
     `draws`: they have to differ, so a greedy model is sampled at a temperature. `name` is what traces call it.
+    `at_once`: samples that always run side by side.
     """
-    vars(strategy).update(several=True, draws=draws)
+    vars(strategy).update(several=True, draws=draws, at_once=at_once)
     strategy.__qualname__ = name  # type: ignore[attr-defined]  # a function has one, the protocol asks for none
     return strategy
 

@@ -74,7 +74,7 @@ def self_consistency(
         return _voted(pool, weight, risk, canonical or canonical_answers())
 
     settings = [str(n), *([f"weight={weight!r}"] if weight != "plain" else []), *([f"risk={risk}"] if risk else [])]
-    return of_several(strategy, f"self_consistency({', '.join(settings)})", draws=n > 1)
+    return of_several(strategy, f"self_consistency({', '.join(settings)})", draws=n > 1, at_once=min(n, wave))
 
 
 async def _voted(

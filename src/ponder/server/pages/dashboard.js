@@ -3,6 +3,7 @@
 import { h, put, empty, trouble, table, select } from "/pages/dom.js";
 import { ask, events, get } from "/pages/wire.js";
 import { chart, figure, key } from "/pages/charts.js";
+import { condition } from "/pages/state.js";
 import { clock, count, digits, dollars, quantile, seconds, short } from "/pages/format.js";
 
 const MOST = 500, ROWS = 25, BARS = 60;
@@ -14,6 +15,7 @@ export function open(panel) {
 
   const live = h("span", { class: "live", role: "status" }, "connecting");
   const tiles = h("dl", { class: "tiles" });
+  const health = condition();
   const recent = h("div"), spent = h("div"), problem = h("div");
   const latency = figure("Seconds a request", (width) => drawLatency(width));
   const tokens = figure("Tokens a request", (width) => drawTokens(width));
@@ -32,6 +34,7 @@ export function open(panel) {
     h("section", {}, h("div", { class: "head" }, h("h2", {}, "Costs, last 30 days"),
       h("span", { class: "check" }, h("label", { for: "costs-by" }, "by"), choice)),
     h("div", { class: "figures-grid" }, daily.element, spent)),
+    ...health.elements,
     h("section", {}, h("h2", {}, "Requests"), recent));
 
   // ---------------------------------------------------------------- drawing
@@ -143,7 +146,7 @@ export function open(panel) {
           requests = [...(first ? [] : requests), ...said].slice(-MOST);
           if (!first && said.length) counted();
           first = false;
-        } else if (event === "state") state = said;
+        } else if (event === "state") health.show(state = said);
         plan();
       }
     } catch (error) {
