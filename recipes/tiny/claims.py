@@ -30,14 +30,14 @@ def checked(found: Mapping[str, Any]) -> list[Claim]:
     for name, says in {
         "reinforced over cold start": "reinforcement learning raises the accuracy of samples on new chains",
         "thinking over direct": "thinking beats answering at once",
-        "largest budget over smallest": "a larger budget for thinking buys accuracy",
         "judge over vote": "the process reward model beats the majority",
     }.items():
         claims.append(Claim(f"{says}: {points(differences[name])} points", differences[name]["low"] > 0))
-    budgets = sorted((name for name in found["accuracy"] if name[4:].isdigit()), key=lambda name: int(name[4:]))
-    rising = [found["accuracy"][name]["value"] for name in (*budgets, "rl, thinking")]
-    told = ", ".join(f"{value:.1%}" for value in rising)
-    claims.append(Claim(f"accuracy rises with every step of the budget: {told}", rising == sorted(rising)))
+    rising = found["budgets"]
+    told = ", ".join(points(each) for each in rising)
+    claims.append(
+        Claim(f"each larger budget for thinking buys accuracy: {told} points", all(each["low"] > 0 for each in rising))
+    )
     share = f"{kept['value']:.0%} [{kept['low']:.0%}, {kept['high']:.0%}]" if kept else "nothing"
     return [*claims, Claim(f"the student keeps {share} of its teacher's gain", kept.get("value", 0.0) >= KEPT)]
 
@@ -45,6 +45,27 @@ def checked(found: Mapping[str, Any]) -> list[Claim]:
 def points(found: Mapping[str, float]) -> str:
     """+12.0 [+8.1, +15.9]"""
     return f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+
+
+BEGIN, END = "<!-- results -->", "<!-- end of the results -->"
+
+
+def report(found: Mapping[str, Any]) -> str:
+    """The table, the claims and the time, in Markdown."""
+    said = [f"- {'holds' if claim.holds else '**fails**'}: {claim.says}" for claim in checked(found)]
+    took = dict(found["seconds"])
+    whole, cores = took.pop("all", sum(took.values())), took.pop("of a core", None)
+    each = ", ".join(f"{name} {value:.0f}" for name, value in took.items())
+    busy = "" if cores is None else f", {cores:.0f} s of a core"
+    said += ["", f"All of it took {whole:.0f} s{busy}. The stages: {each}."]
+    return "\n".join([table(found), "", *said])
+
+
+def placed(readme: str, report: str) -> str:
+    """The README with another report between its marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{report}\n{END}{after}"
 
 
 def table(found: Mapping[str, Any]) -> str:

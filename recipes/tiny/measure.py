@@ -8,9 +8,10 @@ model's choice and coverage are estimated for each number of samples.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,34 +43,46 @@ MODEL = "a model of 1 million parameters"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """budgets: tokens of a single answer, the last one enough for all; samples: of the pool, each with as many."""
+class Asked:
+    """How a model is asked: its name, the strategy, tokens of the answer or of all samples; who judges the samples."""
 
-    budgets: tuple[int, ...]
-    samples: int
+    model: str
+    strategy: str
+    tokens: int
+    temperature: float = 0.0
+    judge: str = ""
 
 
-def measured(task: Task, runs: Path, kept: Path, plan: Plan) -> dict[str, Run]:
-    """All runs, by what they are of; those that are kept in a file are not made again."""
-    most, found = plan.budgets[-1], dict[str, Run]()
+def plan(budgets: Sequence[int], samples: int) -> dict[str, dict[str, Asked]]:
+    """What is asked once a model is there, by the model and by what it is of.
 
-    def run(
-        name: str, model: str, strategy: str, tokens: int, temperature: float = 0.0, judge: str | None = None
-    ) -> None:
-        place = kept / f"{name.replace(', ', '-')}.json"
-        setting = Setting(strategy, Budget(tokens, answer=ANSWER))
-        other = None if judge is None else runs / judge / "model"
-        found[name] = _kept(place, lambda: asyncio.run(_run(task, runs / model / "model", setting, temperature, other)))
+    budgets: tokens of a single answer, the last one enough for all; samples: of the pool, each with as many.
+    """
+    *less, most = budgets
+    both = {
+        model: {
+            f"{model}, direct": Asked(model, "direct", most),
+            f"{model}, thinking": Asked(model, "chain_of_thought", most),
+        }
+        for model in ("rl", "student")
+    }
+    return {
+        "cold": {
+            "cold, thinking": Asked("cold", "chain_of_thought", most),
+            "cold, sampled": Asked("cold", "chain_of_thought", most, 1.0),
+        },
+        "rl": {**both["rl"], **{f"rl, {budget}": Asked("rl", "chain_of_thought", budget) for budget in less}},
+        "student": both["student"],
+        "process": {"pool": Asked("rl", f"vote({samples})", samples * most, 1.0, "process")},
+    }
 
-    run("cold, thinking", "cold", "chain_of_thought", most)
-    run("cold, sampled", "cold", "chain_of_thought", most, 1.0)
-    for model in ("rl", "student"):
-        run(f"{model}, direct", model, "direct", most)
-        run(f"{model}, thinking", model, "chain_of_thought", most)
-    for budget in plan.budgets[:-1]:
-        run(f"rl, {budget}", "rl", "chain_of_thought", budget)
-    run("pool", "rl", f"vote({plan.samples})", plan.samples * most, 1.0, "process")
-    return found
+
+def measured(task: Task, runs: Path, kept: Path, asked: dict[str, Asked]) -> dict[str, Run]:
+    """The runs by their names; those that are kept in a file are not made again."""
+    return {
+        name: _kept(kept / f"{name.replace(', ', '-')}.json", lambda how=how: asyncio.run(_run(task, runs, how)))
+        for name, how in asked.items()
+    }
 
 
 def _kept(path: Path, make: Callable[[], Run]) -> Run:
@@ -83,12 +96,13 @@ def _kept(path: Path, make: Callable[[], Run]) -> Run:
     return run
 
 
-async def _run(task: Task, path: Path, setting: Setting, temperature: float, judge: Path | None) -> Run:
+async def _run(task: Task, runs: Path, asked: Asked) -> Run:
+    setting = Setting(asked.strategy, Budget(asked.tokens, answer=ANSWER))
     async with AsyncExitStack() as stack:
-        model = await stack.enter_async_context(_opened(path, temperature))
+        model = await stack.enter_async_context(_opened(runs / asked.model / "model", asked.temperature))
         selectors = {}
-        if judge is not None:
-            other = await stack.enter_async_context(_opened(judge, 0.0))
+        if asked.judge:
+            other = await stack.enter_async_context(_opened(runs / asked.judge / "model", 0.0))
             selectors[JUDGE] = process_reward_model(other, marker=MARKER, aggregate=AGGREGATE)
         return await evaluate(task, model, setting, at_once=AT_ONCE, selectors=selectors)
 
@@ -136,10 +150,13 @@ def results(study: Study, runs: dict[str, Run], rewards: Sequence[float]) -> dic
         "differences": {
             "reinforced over cold start": _difference(scores["rl, sampled"], scores["cold, sampled"]),
             "thinking over direct": _difference(scores["rl, thinking"], scores["rl, direct"]),
-            "largest budget over smallest": _difference(scores["rl, thinking"], scores[_smallest(scores)]),
             "judge over vote": _difference([[x] for x in judged.scores], [[x] for x in voted.scores]),
             "weighted over vote": _difference(weighted, [[x] for x in voted.scores]),
         },
+        "budgets": [
+            {"from": low, "to": high, **_difference(scores[high], scores[low])}
+            for low, high in pairwise(_rising(scores))
+        ],
         "kept": kept_gain(scores),
     }
 
@@ -171,8 +188,9 @@ def kept_gain(scores: dict[str, list[list[float]]]) -> dict[str, float]:
     return {"value": float(share(table.mean(axis=0))), "low": low, "high": high}
 
 
-def _smallest(scores: dict[str, Any]) -> str:
-    return min((name for name in scores if name[4:].isdigit()), key=lambda name: int(name[4:]))
+def _rising(scores: Iterable[str]) -> list[str]:
+    """The names of one greedy answer, from the smallest budget to the largest."""
+    return [*sorted((name for name in scores if name[4:].isdigit()), key=lambda name: int(name[4:])), "rl, thinking"]
 
 
 def _mean(scores: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -16,10 +16,10 @@ import os
 import platform
 import random
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ sys.path.insert(0, str(HERE))
 
 import chains  # noqa: E402
 import claims  # noqa: E402
+import stages  # noqa: E402
+from stages import Stage  # noqa: E402
 
 LENGTHS = range(2, 9)
 """Steps of a chain, which take turns: in what is imitated, sampled and tested."""
-MEASURED = {"development": 0, "test": 5}
+MEASURED = {"development": 0, "test": 11}
 """Seeds of the chains that choices are made on, and of those that are asked once all are made."""
 REINFORCED = range(2, 7)
 """Those of reinforcement learning: in a shorter answer a reward says more about each token."""
@@ -48,61 +50,82 @@ class Size:
     samples: int = 2
     test: int = 420
     pool: int = 6
-    budgets: tuple[int, ...] = (28, 40, 52, 64, 80)
+    budgets: tuple[int, ...] = (28, 40, 64, 96)
     changes: tuple[str, ...] = ()
 
 
-SMOKE = Size(64, 64, 16, 8, 2, 7, 2, (40, 80), ("steps=2", "optimizer.warmup=0"))
+SMOKE = Size(64, 64, 16, 8, 2, 7, 2, (40, 96), ("steps=2", "optimizer.warmup=0"))
 """Two steps of everything: shows that it runs, and nothing else."""
 
 
 def main() -> int:
-    """Runs the recipe; gives 1 where a claim does not hold."""
+    """Runs the recipe; gives 1 where a claim does not hold or a stage fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("tiny"))
     parser.add_argument("--smoke", action="store_true", help="two steps of each stage, and no claims")
     parser.add_argument("--development", action="store_true", help="measure on the chains that choices are made on")
-    parser.add_argument("--threads", type=int, help="of the processor; all cores unless given")
+    parser.add_argument("--keep", action="store_true", help="put the results of the test into this recipe's README")
+    parser.add_argument("--at-once", type=int, default=2, help="stages side by side, each on one core (2)")
     told = parser.parse_args()
     told.folder.mkdir(parents=True, exist_ok=True)
-    size = SMOKE if told.smoke else Size()
+    size, asked = SMOKE if told.smoke else Size(), "development" if told.development else "test"
     with contextlib.chdir(told.folder):
-        if told.threads:
-            import torch
-
-            torch.set_num_threads(told.threads)
-        found = run(size, "development" if told.development else "test")
-    print(claims.table(found))
-    held = claims.checked(found)
-    for claim in held:
-        print(f"{'holds' if claim.holds else 'FAILS'}  {claim.says}")
+        if not stages.run(stages_of(asked), partial(make, size, asked), told.at_once):
+            return 1
+        found = finished(asked)
+        if told.keep and not told.smoke and asked == "test":
+            keep(found)
+    print(claims.report(found))
     print(json.dumps({"recipe": "tiny", **found}))
-    return 0 if told.smoke or all(claim.holds for claim in held) else 1
+    return 0 if told.smoke or all(claim.holds for claim in claims.checked(found)) else 1
 
 
-def run(size: Size, asked: str) -> dict[str, Any]:
-    """All stages, in the current folder; gives the results on the chains that are asked."""
-    seconds = Seconds(Path("seconds.json"))
-    stages: dict[str, Callable[[], None]] = {
-        "data": lambda: write_data(size),
-        "first": lambda: train("first", size),
-        "cold": lambda: train("cold", size),
-        "rl": lambda: train("rl", size),
-        "samples": lambda: write_samples(size),
-        "process": lambda: train("process", size),
-        "small": lambda: train("small", size),
-        "student": lambda: train("student", size),
-        "measure": lambda: measure(size, asked),
+def stages_of(asked: str) -> dict[str, Stage]:
+    """All stages; what most of the others wait for stands first."""
+
+    def trained(name: str, *needs: str) -> Stage:
+        return Stage(f"runs/{name}/model", needs)
+
+    def measured(*needs: str) -> Stage:
+        return Stage(f"measured/{asked}/{needs[0]}.done", needs)
+
+    return {
+        "data": Stage("data/direct.jsonl"),
+        "first": trained("first", "data"),
+        "cold": trained("cold", "first"),
+        "rl": trained("rl", "cold"),
+        "samples": Stage("data/samples.jsonl", ("rl",)),
+        "process": trained("process", "samples"),
+        "ask process": measured("process", "rl"),
+        "small": trained("small", "data"),
+        "student": trained("student", "small", "samples"),
+        "ask rl": measured("rl"),
+        "ask cold": measured("cold"),
+        "ask student": measured("student"),
+        "results": Stage(str(results_of(asked)), tuple(f"ask {name}" for name in ("cold", "rl", "process", "student"))),
     }
-    for name, stage in stages.items():
-        with seconds.of(name):
-            stage()
-        print(f"{name:8} {seconds.known[name]:6.1f} s", file=sys.stderr, flush=True)
-    path = results_of(asked)
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    found["seconds"] = {name: round(value, 1) for name, value in seconds.known.items()}
-    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    return found
+
+
+def make(size: Size, asked: str, name: str) -> int:
+    """Makes a stage. A training that was interrupted goes on where it is made again."""
+    from ponder.errors import PonderError
+
+    try:
+        match name.split():
+            case ["data"]:
+                write_data(size)
+            case ["samples"]:
+                write_samples(size)
+            case ["ask", model]:
+                ask(size, asked, model)
+            case ["results"]:
+                results(size, asked)
+            case _:
+                train(name, size)
+    except PonderError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def results_of(asked: str) -> Path:
@@ -110,22 +133,20 @@ def results_of(asked: str) -> Path:
     return Path("results.json" if asked == "test" else f"{asked}.json")
 
 
-class Seconds:
-    """How long each stage took, all its starts together, in a file."""
+def finished(asked: str) -> dict[str, Any]:
+    """The results, with the time that they took."""
+    path = results_of(asked)
+    found: dict[str, Any] = {**json.loads(path.read_text("utf-8")), "seconds": stages.seconds()}
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return found
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, float] = json.loads(path.read_text("utf-8")) if path.exists() else {}
 
-    @contextlib.contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Adds what is done inside it to a stage."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.known[name] = self.known.get(name, 0.0) + time.perf_counter() - began
-            self.path.write_text(json.dumps(self.known), "utf-8")
+def keep(found: dict[str, Any]) -> None:
+    """The results, the plot, and what the README says of them, beside this file."""
+    (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    (HERE / "accuracy.png").write_bytes(Path("accuracy.png").read_bytes())
+    readme = HERE / "README.md"
+    readme.write_text(claims.placed(readme.read_text("utf-8"), claims.report(found)), "utf-8")
 
 
 # ---------------------------------------------------------------- stages
@@ -138,8 +159,6 @@ def write_data(size: Size) -> None:
     from ponder.data.examples import write_examples
 
     data = Path("data")
-    if (data / "direct.jsonl").exists():
-        return
     data.mkdir(exist_ok=True)
     chains.write_tokenizer(Path("tokenizer"))
     known = set[str]()
@@ -160,7 +179,7 @@ def write_data(size: Size) -> None:
         data / "questions.jsonl", map(at_once, chains.chains(size.questions, REINFORCED, seed=2, beside=known))
     )
     write_examples(data / "sampled.jsonl", chains.chains(size.sampled, LENGTHS, seed=3, beside=known))
-    samples.write_direct(mixed(second)[::15], data / "direct.jsonl")
+    samples.write_direct([at_once(each) for each in second[::15]], data / "direct.jsonl")
 
 
 def mixed(learnt: Sequence[chains.Example]) -> list[chains.Example]:
@@ -182,11 +201,8 @@ def train(name: str, size: Size) -> None:
     from ponder import improve
     from ponder.train.recipe_file import load
 
-    result = Path("runs", name)
-    if (result / "model").exists():
-        return
     recipe = load(HERE / f"{name}.toml", size.changes)
-    improve.improve(recipe, result, shown=told(name))
+    improve.improve(recipe, Path("runs", name), shown=told(name))
 
 
 def told(name: str) -> Callable[[int, int, Any], None]:
@@ -206,33 +222,43 @@ def write_samples(size: Size) -> None:
 
     from ponder.data.examples import read_examples
 
-    path = Path("data", "samples.jsonl")
-    if not path.exists():
-        samples.write_samples(Path("runs/rl/model"), list(read_examples("data/sampled.jsonl")), size.samples, path)
+    asked = list(read_examples("data/sampled.jsonl"))
+    samples.write_samples(Path("runs/rl/model"), asked, size.samples, Path("data/samples.jsonl"))
 
 
-def measure(size: Size, asked: str) -> None:
-    """The measurements, and what they come to."""
-    import measure as measuring
+def ask(size: Size, asked: str, model: str) -> None:
+    """Asks one of the models all that it is asked."""
+    import measure
+
+    from ponder.tasks import load
+
+    kept = Path("measured", asked)
+    kept.mkdir(parents=True, exist_ok=True)
+    plan = measure.plan(size.budgets, size.pool)
+    measure.measured(load(f"data/{asked}.jsonl"), Path("runs"), kept, plan[model])
+    (kept / f"{model}.done").touch()
+
+
+def results(size: Size, asked: str) -> None:
+    """What the answers come to."""
+    import measure
 
     from ponder.evals import plot, study
     from ponder.evals.study import Made
     from ponder.tasks import load
     from ponder.train.run import steps_of
 
-    if results_of(asked).exists():
-        return
-    task, kept = load(f"data/{asked}.jsonl"), Path("measured", asked)
-    kept.mkdir(parents=True, exist_ok=True)
-    runs = measuring.measured(task, Path("runs"), kept, measuring.Plan(size.budgets, size.pool))
+    task, runs = load(f"data/{asked}.jsonl"), {}
+    for planned in measure.plan(size.budgets, size.pool).values():
+        runs |= measure.measured(task, Path("runs"), Path("measured", asked), planned)
     made = Made("python recipes/tiny/run.py", f"{os.cpu_count()} cores, {platform.machine()}",
                 date=datetime.now(UTC).date().isoformat(), sha256=task.sha256)  # fmt: skip
-    curves = measuring.studied(task, runs, made)
+    curves = measure.studied(task, runs, made)
     if asked == "test":
         study.dump(curves, Path("study.json"))
         plot.draw(curves, Path("accuracy.png"))
     rewards = [line["reward"] for line in steps_of(Path("runs/rl"))]
-    found = measuring.results(curves, runs, rewards)
+    found = measure.results(curves, runs, rewards)
     results_of(asked).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 

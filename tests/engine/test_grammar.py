@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -363,5 +364,37 @@ def test_any_json_is_json(engine: Engine) -> None:
             assert text_of(got, index).startswith("{")
             if finish_of(got, index) == "stop":
                 json.loads(text_of(got, index))
+
+    on(engine, work)
+
+
+def test_others_go_on_while_the_vocabulary_of_grammars_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_engine = pytest.importorskip("ponder.engine.torch_engine", exc_type=ImportError)
+    from tiny import tiny_model, tiny_tokenizer
+
+    from ponder.engine import constraint
+
+    began, goes_on = threading.Event(), threading.Event()
+
+    class Slow(constraint.Vocabulary):
+        def __init__(self, tokens: Any) -> None:
+            began.set()
+            assert goes_on.wait(30)
+            super().__init__(tokens)
+
+    monkeypatch.setattr(constraint, "Vocabulary", Slow)
+    engine = torch_engine.TorchEngine(tiny_model(), tiny_tokenizer())
+
+    async def work(engine: Engine, ids: list[int]) -> None:
+        grammar = json_schema({"enum": ["yes"]})
+        bound, left = (asyncio.create_task(take(engine, ids, 1, 12, grammar=grammar)) for _ in range(2))
+        assert await asyncio.to_thread(began.wait, 30)
+        plain = await take(engine, ids, 1, 4)
+        assert plain.ids() and not bound.done()
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        goes_on.set()
+        assert (await bound).text() == '"yes"'
+        await engine.close()
 
     on(engine, work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -38,13 +37,12 @@ def module(name: str) -> ModuleType:
     return found
 
 
-chains, claims = module("chains"), module("claims")
+chains, claims, stages = module("chains"), module("claims"), module("stages")
 
 
 def started(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(HERE / "run.py"), str(folder), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 # ---------------------------------------------------------------- the task
@@ -155,12 +153,70 @@ def test_every_claim_can_fail() -> None:
     for difference in found["differences"].values():
         difference["low"] = -0.01
     found["kept"]["value"] = 0.79
-    found["accuracy"]["rl, thinking"]["value"] = 0.0
+    found["budgets"][-1]["low"] = -0.01
     assert not any(claim.holds for claim in claims.checked(found))
 
 
 def test_the_readme_shows_these_results() -> None:
-    assert claims.table(results()) in (HERE / "README.md").read_text("utf-8")
+    assert claims.report(results()) in (HERE / "README.md").read_text("utf-8")
+
+
+def test_a_report_takes_the_place_of_another() -> None:
+    readme = "above\n<!-- results -->\nold\n<!-- end of the results -->\nbelow\n"
+    assert claims.placed(readme, "new") == readme.replace("old", "new")
+
+
+# ---------------------------------------------------------------- stages side by side
+
+
+STAGES = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {recipe!r})
+import stages
+from stages import Stage
+
+stages.SHARED = ()
+
+def made(name):
+    Path(f"{{name}} began").write_text(str(time.monotonic()))
+    time.sleep(1)
+    Path(f"{{name}} ended").write_text(str(time.monotonic()))
+    return int(name == "broken")
+
+if __name__ == "__main__":
+    sys.exit(not stages.run({plan}, made, 2))
+"""
+
+
+def staged(folder: Path, plan: str) -> tuple[int, dict[str, float]]:
+    """The exit status of these stages, and when each began and ended."""
+    (folder / "made.py").write_text(STAGES.format(recipe=str(HERE), plan=plan), "utf-8")
+    done = subprocess.run([sys.executable, "made.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    times = {path.name: float(path.read_text("utf-8")) for path in folder.glob("* *") if path.suffix == ""}
+    return done.returncode, times
+
+
+def test_stages_run_side_by_side_and_after_what_they_need(tmp_path: Path) -> None:
+    plan = (
+        """{"a": Stage("a ended"), "c": Stage("c ended", ("a", "b")), "b": Stage("b ended"), "d": Stage("d ended")}"""
+    )
+    status, times = staged(tmp_path, plan)
+    assert status == 0
+    assert max(times["a began"], times["b began"]) < min(times["a ended"], times["b ended"])
+    assert times["c began"] > max(times["a ended"], times["b ended"])
+    assert times["d began"] > min(times["a ended"], times["b ended"])  # no more than two at once
+    seconds = json.loads((tmp_path / "seconds.json").read_text("utf-8"))
+    assert set(seconds) == {"a", "b", "c", "d", "all", "of a core"}
+    assert 2 <= seconds["all"] < sum(seconds[name] for name in "abcd") + 10
+    assert staged(tmp_path, plan) == (0, times)  # nothing is done twice
+
+
+def test_a_stage_that_fails_keeps_others_from_starting(tmp_path: Path) -> None:
+    status, times = staged(tmp_path, """{"broken": Stage("never"), "after": Stage("after ended", ("broken",))}""")
+    assert status == 1
+    assert set(times) == {"broken began", "broken ended"}
 
 
 # ---------------------------------------------------------------- running it
@@ -168,12 +224,12 @@ def test_the_readme_shows_these_results() -> None:
 
 @pytest.mark.slow
 def test_two_steps_of_every_stage(tmp_path: Path) -> None:
-    done = started(tmp_path / "out", "--smoke", "--threads", "1")
+    done = started(tmp_path / "out", "--smoke")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["n"] == 7
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
-    again = started(tmp_path / "out", "--smoke", "--threads", "1")
+    again = started(tmp_path / "out", "--smoke")
     assert again.returncode == 0, again.stderr
     assert "step" not in again.stderr  # nothing is done twice
     assert json.loads(again.stdout.splitlines()[-1])["accuracy"] == told["accuracy"]

@@ -7,8 +7,10 @@ needs the vocabulary alone is answered at once, beside the computation.
 from __future__ import annotations
 
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ponder.engine import constraint
@@ -59,6 +61,8 @@ class Server:
         self._inbox: queue.SimpleQueue[Line | Callable[[], None] | None] = queue.SimpleQueue()
         self._scores: deque[Line] = deque()
         self._constraints: constraint.Vocabulary | None = None
+        self._waiting: list[Line] = []  # for that one, which a thread makes
+        self._preparing = False
 
     # ------------------------------------------------------------ from any thread
 
@@ -119,6 +123,7 @@ class Server:
         match line["op"]:
             case "cancel":
                 self._scores = deque(score for score in self._scores if score["id"] != key)
+                self._waiting = [waiting for waiting in self._waiting if waiting["id"] != key]
                 self._scheduler.cancel(key)
                 self._reply({"id": key, "end": True})
             case "score" | "embed":
@@ -126,8 +131,35 @@ class Server:
                 self._scores.append(line)
             case "sample":
                 self._before()
-                self._add(line)
+                if line.get("grammar") and self._constraints is None:
+                    self._prepare(line)
+                else:
+                    self._add(line)
         return True
+
+    def _prepare(self, line: Line) -> None:
+        """Adds a request once the vocabulary of grammars is there: it takes up to a second, in which others go on."""
+        self._waiting.append(line)
+        if not self._preparing:
+            self._preparing = True
+            threading.Thread(target=self._make, daemon=True).start()
+
+    def _make(self) -> None:
+        try:
+            made = constraint.Vocabulary(self._vocabulary)
+        except Exception as error:
+            self.call(partial(self._prepared, None, str(error) or type(error).__name__))
+        else:
+            self.call(partial(self._prepared, made))
+
+    def _prepared(self, made: constraint.Vocabulary | None, problem: str = "") -> None:
+        self._constraints, self._preparing = made, False
+        waiting, self._waiting = self._waiting, []
+        for line in waiting:
+            if made is None:
+                self._reply({"id": line["id"], "error": wire(EngineError(f"no grammar can be followed: {problem}"))})
+            else:
+                self._add(line)
 
     def _answer(self, line: Line) -> None:
         """Sends tokens, or their bytes."""
@@ -214,8 +246,7 @@ class Server:
             raise InputError(f"a prefix of {len(line['prefix'])} tokens does not end in {consumed} of a grammar")
         begun = None
         if grammar:
-            if self._constraints is None:
-                self._constraints = constraint.Vocabulary(self._vocabulary)
+            assert self._constraints is not None, "a request with a grammar waits for it"
             begun = self._constraints.begin(grammar, line["prefix"][len(line["prefix"]) - consumed :])
         return Guide(self._vocabulary.piece, begun, tuple(stop.encode("utf-8", "surrogatepass") for stop in stops))
 
