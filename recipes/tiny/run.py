@@ -31,11 +31,11 @@ import claims  # noqa: E402
 import stages  # noqa: E402
 from stages import Stage  # noqa: E402
 
-LENGTHS = range(2, 9)
+LENGTHS = range(2, 7)
 """Steps of a chain, which take turns: in what is imitated, sampled and tested."""
 MEASURED = {"development": 0, "test": 11}
 """Seeds of the chains that choices are made on, and of those that are asked once all are made."""
-REINFORCED = range(2, 7)
+REINFORCED = range(2, 6)
 """Those of reinforcement learning: in a shorter answer a reward says more about each token."""
 
 
@@ -50,11 +50,11 @@ class Size:
     samples: int = 2
     test: int = 420
     pool: int = 6
-    budgets: tuple[int, ...] = (28, 40, 64, 96)
+    budgets: tuple[int, ...] = (28, 40, 64)
     changes: tuple[str, ...] = ()
 
 
-SMOKE = Size(64, 64, 16, 8, 2, 7, 2, (40, 96), ("steps=2", "optimizer.warmup=0"))
+SMOKE = Size(64, 64, 16, 8, 2, 7, 2, (40, 64), ("steps=2", "optimizer.warmup=0"))
 """Two steps of everything: shows that it runs, and nothing else."""
 
 
