@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+from ponder.protocols import closing
 from ponder.server import openai_models, pages_data
 from ponder.server.desk import Desk
 from ponder.server.failures import Refusal, invalid
@@ -31,7 +32,7 @@ from ponder.server.pages_feed import Feed
 from ponder.server.pages_state import Condition
 from ponder.server.public import public
 from ponder.server.request import EFFORT_TOKENS, Caller
-from ponder.server.sse import CONTENT_TYPE, frame, with_pings
+from ponder.server.sse import CONTENT_TYPE, PING, frame
 from ponder.types import TraceState
 
 HEADERS = {
@@ -42,7 +43,6 @@ HEADERS = {
 }
 TICK = 0.5
 """Seconds between two looks for what is new."""
-PING = 15.0
 MOST_LIVE = 64
 """Live streams at once."""
 MOST_DAYS = 3660.0
@@ -126,9 +126,8 @@ class Api:
         await exchange.body()
         self._live += 1
         try:
-            async with exchange.watched() as gone:
-                frames = with_pings(self._frames(caller, gone), PING)
-                await exchange.stream(frames, CONTENT_TYPE, {**HEADERS, "cache-control": "no-store"})
+            async with exchange.watched() as gone, closing(self._frames(caller, gone)) as frames:
+                await exchange.stream(frames, CONTENT_TYPE, {**HEADERS, "cache-control": "no-store"}, PING)
         finally:
             self._live -= 1
 
