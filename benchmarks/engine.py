@@ -19,13 +19,14 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from hardware import machine
 
 from ponder.engine.llamacpp import LlamaEngine, LlamaSettings, open_llamacpp
 from ponder.engine.weights import resolve
@@ -210,7 +211,7 @@ async def main() -> None:
         "model": asked.model,
         "file": Path(weights.path).name,
         "adapters": len(adapters),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "hardware": machine(),
         "threads": asked.threads,
         "tokens": tokens,
         "rounds": rounds,
@@ -226,14 +227,6 @@ async def main() -> None:
     for name, value in result.items():
         print(f"{name:22} {value}")
     print(json.dumps(result))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -37,6 +36,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from hardware import machine
 
 HERE = Path(__file__).parent
 PATIENCE = 180.0
@@ -362,13 +363,14 @@ def _burst(target: Target, kind: str, clients: int, tokens: int) -> tuple[int, f
     import concurrent.futures
 
     def one(number: int) -> int:
-        common = {"model": target.model, "max_tokens": tokens, "temperature": 0.7}
+        # No answer ends before its last token on either side: both do the same work.
+        common = {"model": target.model, "max_tokens": tokens, "temperature": 0.7, "ignore_eos": True}
         if kind == "chat":
             question = f"Write a long story about a fox, a crow and {number + 3} apples. Tell every detail of it."
             messages = [{"role": "user", "content": question}]
             body = {**common, "messages": messages, "reasoning_effort": "none"}
             path = "/v1/chat/completions"
-        else:  # a text to go on with, so that hardly an answer ends before its last token on either side
+        else:
             prompt = f"A long story about a fox and {number + 3} apples. One day in the year {1800 + number},"
             body, path = {**common, "prompt": prompt}, "/v1/completions"
         asked = urllib.request.Request(f"{target.url}{path}", json.dumps(body).encode(), target.headers)
@@ -398,19 +400,11 @@ def main() -> None:
     found = embedded(asked) if asked.embedded else gateways(asked)
     result = {
         "benchmark": "gateway_embedded" if asked.embedded else "gateway",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}",
+        "hardware": machine(),
         "load_before": round(before, 2),
         **found,
     }
     print(json.dumps(result))
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown processor"
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 if __name__ == "__main__":

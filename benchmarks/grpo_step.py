@@ -38,7 +38,6 @@ import importlib.util
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -48,6 +47,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from hardware import hardware
 
 SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"hidden": 32, "inner": 64, "layers": 2, "heads": 4, "groups": 2, "vocabulary": 300},
@@ -83,7 +84,7 @@ def main() -> None:
                 "benchmark": "grpo_step",
                 "model": _arguments().model,
                 "device": asked.device,
-                "hardware": _hardware(asked.device),
+                "hardware": hardware(asked.device),
                 "load": round(os.getloadavg()[0], 2),
                 **{name: getattr(asked, name) for name in ("precision", "prompts", "samples", "tokens", "steps")},
                 "peers": found,
@@ -660,19 +661,6 @@ def _words(count: int) -> Sequence[str]:
         syllables[number % 100] + syllables[number // 100 % 100] + syllables[number // 10_000]
         for number in range(count)
     ]
-
-
-def _hardware(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    return f"{platform.machine()}, {os.cpu_count()} cores, {name}"
 
 
 def _arguments() -> argparse.Namespace:

@@ -21,7 +21,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -30,6 +29,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hardware import hardware
 
 GROUP = 8
 """Samples of a prompt."""
@@ -57,7 +58,7 @@ def main() -> None:
         "benchmark": "sampler",
         "model": asked.model,
         "device": asked.device,
-        "hardware": _hardware(asked.device),
+        "hardware": hardware(asked.device),
         "load": os.getloadavg()[0],
         "prompt": asked.prompt,
         "tokens": asked.tokens,
@@ -323,19 +324,6 @@ def bandwidth_limit(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------ the rest
-
-
-def _hardware(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    return f"{platform.machine()}, {os.cpu_count()} cores, {name}"
 
 
 def _arguments() -> argparse.Namespace:

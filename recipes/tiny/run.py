@@ -35,6 +35,8 @@ LENGTHS = range(2, 7)
 """Steps of a chain, which take turns: in what is imitated, sampled and tested."""
 MEASURED = {"development": 0, "test": 11}
 """Seeds of the chains that choices are made on, and of those that are asked once all are made."""
+OFTEN = 3.0
+"""How often a hard entry is met in what is sampled, for one that is not: there is more to verify."""
 REINFORCED = range(2, 6)
 """Those of reinforcement learning: in a shorter answer a reward says more about each token."""
 
@@ -46,7 +48,7 @@ class Size:
     first: int = 20_000
     examples: int = 6_000
     questions: int = 3_000
-    sampled: int = 1800
+    sampled: int = 2_400
     samples: int = 2
     test: int = 420
     pool: int = 6
@@ -178,7 +180,7 @@ def write_data(size: Size) -> None:
     write_examples(
         data / "questions.jsonl", map(at_once, chains.chains(size.questions, REINFORCED, seed=2, beside=known))
     )
-    write_examples(data / "sampled.jsonl", chains.chains(size.sampled, LENGTHS, seed=3, beside=known))
+    write_examples(data / "sampled.jsonl", chains.chains(size.sampled, LENGTHS, seed=3, beside=known, seldom=OFTEN))
     samples.write_direct([at_once(each) for each in second[::15]], data / "direct.jsonl")
 
 

@@ -48,10 +48,12 @@ async def stream(
     strategy: Strategy | None = None,
     budget: int | Budget | None = None,
     store: Store | None = None,
+    prompt_version: str | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Everything that happens while `question` is answered; the last event is `Done` with the trace.
 
     `budget` in tokens, or a `Budget`. With a `store`, each event is on disk before it is handed out.
+    `prompt_version` is the stored prompt that stands in `question`, such as "support@3": the trace names it.
     Where solving fails, what there is is stored as "failed" and the error is raised. Closing the stream
     early, or setting the model's `stop`, ends the work and leaves a trace that is "interrupted".
     """
@@ -59,7 +61,7 @@ async def stream(
     chosen = strategy or chain_of_thought()
     opened = _seeded(drawing(model if isinstance(model, Model) else await open_model(model), chosen))
     bounds = Budget(tokens=budget) if isinstance(budget, int) else budget or Budget()
-    trace, events, started = _begin(asked, opened, chosen, bounds), list[Event](), time.monotonic()
+    trace, events, started = _begin(asked, opened, chosen, bounds, prompt_version), list[Event](), time.monotonic()
     recorder = store.begin(trace) if store else None
     state: TraceState = "interrupted"
     try:
@@ -205,7 +207,7 @@ def _adapters(model: Model) -> dict[str, float]:
     return dict(model.engine.info.metadata.get("ponder.adapters", {}))
 
 
-def _begin(question: Question, model: Model, strategy: Strategy, budget: Budget) -> Trace:
+def _begin(question: Question, model: Model, strategy: Strategy, budget: Budget, prompt_version: str | None) -> Trace:
     capabilities = model.engine.capabilities
     provenance = Provenance(
         model=model.engine.info.name
@@ -214,6 +216,7 @@ def _begin(question: Question, model: Model, strategy: Strategy, budget: Budget)
         adapters=_adapters(model),
         strategy=getattr(strategy, "__qualname__", type(strategy).__name__).split(".<locals>")[0],
         settings={"temperature": model.params.temperature, "top_p": model.params.top_p, "top_k": model.params.top_k},
+        prompt_version=prompt_version,
         seed=model.params.seed,
         software=f"ponder {ponder.__version__}",
     )

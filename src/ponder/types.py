@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, get_args
 
 VERSION = 1
 """Version of the JSON documents; raised when a field changes its meaning."""
@@ -501,7 +501,7 @@ def event_from_json(text: str) -> Event:
     document = json.loads(text)
     if not isinstance(document, dict):
         raise ValueError("a JSON object was expected")
-    kinds: dict[str, type[Any]] = {kind.__dataclass_fields__["type"].default: kind for kind in Event.__args__}  # type: ignore[attr-defined]
+    kinds: dict[str, type[Any]] = {kind.__dataclass_fields__["type"].default: kind for kind in get_args(Event)}
     kind = kinds.get(str(document.get("type")))
     if kind is None:
         raise ValueError(f"{document.get('type')!r} is no event of this ponder")

@@ -263,6 +263,23 @@ def test_eval_compares_with_prod_and_asks_nothing_twice(tmp_path: Path, gate: li
         assert [each.passed for each in prompts.evaluations("support@2")] == [False] * 2
 
 
+def test_kept_traces_name_the_version_that_was_asked(tmp_path: Path, gate: list[object]) -> None:
+    put("Be right.", "Be wrong.")
+    task = questions(tmp_path)
+    told("eval", "support@2", "--task", task, "--against", "1", *gate, "--traces")
+    traces = [json.loads(ponder("traces", "show", each["id"], "--json").out) for each in listed_traces()]
+    assert len(traces) == 2 * SUMS
+    for trace in traces:
+        version = "support@1" if trace["question"]["messages"][0]["parts"][0]["text"] == "Be right." else "support@2"
+        assert trace["provenance"]["prompt_version"] == version
+
+
+def listed_traces() -> list[Any]:
+    result = ponder("traces", "list", "--limit", 100, "--json")
+    assert result.code == 0, result
+    return list(json.loads(result.out))
+
+
 def test_a_label_that_was_moved_during_the_gate_stays_there(
     tmp_path: Path, gate: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,26 @@ def test_answers_without_repetition_get_jeffreys_interval(right: int, n: int) ->
     assert mean.interval == pytest.approx(reference, abs=0.003)
 
 
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_where_all_are_wrong_or_all_are_right_the_interval_reaches_the_end(n: int) -> None:
+    wrong, right = mean_interval([[0, 0]] * n).interval, mean_interval([[1]] * n).interval
+    assert wrong == (0, pytest.approx(stats.beta.ppf(0.975, 0.5, n + 0.5), abs=0.02))
+    assert right == (pytest.approx(stats.beta.ppf(0.025, n + 0.5, 0.5), abs=0.02), 1)
+    assert mean_interval([[5.0]] * n, bounds=(-5, 5)).interval.high == 5
+    assert mean_interval([[-5.0]] * n, bounds=(-5, 5)).interval.low == -5
+    difference = paired_difference([[1]] * n, [[0]] * n).interval
+    assert -1 < difference.low < difference.high == 1
+    assert paired_difference([[0]] * n, [[1]] * n).interval.low == -1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_other_intervals_are_the_percentiles_and_reach_no_end(scores: list[float]) -> None:
+    interval = mean_interval([[score] for score in scores]).interval
+    low, high = percentiles(bootstrap_means(np.array(scores)[:, None])[:, 0])
+    assert interval == (0.0 if set(scores) == {0} else low, 1.0 if set(scores) == {1} else high)
+
+
 def test_coverage_of_the_mean_is_nominal() -> None:
     random = np.random.default_rng(1)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from job_server import SOUND, Upstream, upstream_in_thread
+from job_server import SOUND, Upstream
 from openai import AsyncOpenAI, OpenAI
-from service import scripted, service
+from service import service
 
 from ponder.ops.keys import Keys
 from ponder.ops.ledger import Entry, Ledger
@@ -30,21 +29,6 @@ def configured(url: str) -> Config:
         {"name": "claude", "url": url, "dialect": "anthropic", "models": {"claude": "c"}, "check": 0},
     ]
     return parsed({"upstream": tables})
-
-
-@pytest.fixture
-def up() -> Iterator[Upstream]:
-    with upstream_in_thread() as server:
-        yield server
-
-
-@pytest.fixture
-def client(up: Upstream) -> Iterator[OpenAI]:
-    with (
-        service(lambda: [scripted("4", "m")], config=configured(up.url)) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20) as made,
-    ):
-        yield made
 
 
 def heard(client: OpenAI, model: str = "ears", **fields: Any) -> Any:

@@ -25,7 +25,7 @@ from ponder.server.events import Begun, Content, Ended, ReplyEvent, Usage
 from ponder.server.failures import Refusal
 from ponder.server.local import Local
 from ponder.server.reply import Reply
-from ponder.server.request import Caller, Request
+from ponder.server.request import Caller, Request, Sampling
 from ponder.server.traces import BATCH, FLUSH, Traces
 from ponder.types import Budget, Question, user
 
@@ -136,6 +136,16 @@ def test_what_was_generated_is_settled(office: Callable[..., Office]) -> None:
     assert made.ledger.spent().tokens == (entry.prompt or 0) + engine.generated
     [tally] = made.seen.ended
     assert (tally.answer, tally.reasons, tally.failure, tally.disconnected) == (SAID, ["stop"], None, False)
+
+
+def test_an_answer_goes_on_to_its_bound_where_its_end_is_ignored(office: Callable[..., Office]) -> None:
+    made = office(local(slowly(0)))
+    ends, goes_on = (
+        asyncio.run(made.take(asked(number, sampling=Sampling(ignore_eos=goes))))
+        for number, goes in enumerate((False, True))
+    )
+    assert [reply.choices[0].reason for reply in (ends, goes_on)] == ["stop", "length"]
+    assert {entry.request: entry.completion for entry in made.entries} == {"r0": len(SAID) + 1, "r1": 20}
 
 
 def test_what_was_generated_for_a_client_that_left_is_settled(office: Callable[..., Office]) -> None:

@@ -35,36 +35,39 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 def asked(server: Serving, **headers: str) -> list[int]:
-    """The statuses of a chat, a list of models, and what the pages ask for."""
+    """The statuses of a chat, of PATHS and of PROBES."""
     told = {name: value.replace("{port}", str(server.port)) for name, value in headers.items()}
     chat = httpx.post(f"{server.url}/v1/chat/completions", json=QUESTION, headers=told)
-    return [chat.status_code, *(httpx.get(f"{server.url}{path}", headers=told).status_code for path in PATHS)]
+    found = [httpx.get(f"{server.url}{path}", headers=told) for path in (*PATHS, *PROBES)]
+    return [reply.status_code for reply in (chat, *found)]
 
 
-PATHS = ("/v1/models", "/api/models", "/api/traces", "/openapi.json")
+PATHS = ("/v1/models", "/api/models", "/api/traces", "/openapi.json", "/", "/pages/traces.js", "/metrics")
+PROBES = ("/health", "/ready")
+SERVED = [200] * (1 + len(PATHS) + len(PROBES))
+REFUSED = [403] * (1 + len(PATHS)) + [200] * len(PROBES)
 
 
 @pytest.mark.parametrize("host", FOREIGN)
 def test_a_foreign_name_that_points_here_is_refused_everywhere(server: Serving, host: str) -> None:
-    statuses = asked(server, host=host)
-    assert statuses[:4] == [403] * 4
+    assert asked(server, host=host) == REFUSED
 
 
 @pytest.mark.parametrize("host", OWN)
 def test_the_machines_own_names_are_served(server: Serving, host: str) -> None:
-    assert asked(server, host=host) == [200] * 5
+    assert asked(server, host=host) == SERVED
 
 
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "http://evil.example:{port}", "null", "file://", "http://[", "", "localhost"]
 )
 def test_a_page_of_another_site_is_refused(server: Serving, origin: str) -> None:
-    assert asked(server, origin=origin)[:4] == [403] * 4
+    assert asked(server, origin=origin) == REFUSED
 
 
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:{port}", "http://localhost:3000", "http://[::1]:{port}"])
 def test_pages_of_this_machine_are_served(server: Serving, origin: str) -> None:
-    assert asked(server, origin=origin) == [200] * 5
+    assert asked(server, origin=origin) == SERVED
 
 
 def test_who_has_a_key_may_call_the_server_by_any_name(ponder_home: Path) -> None:
@@ -72,8 +75,8 @@ def test_who_has_a_key_may_call_the_server_by_any_name(ponder_home: Path) -> Non
         _, secret = keys.add("alice")
     with service(lambda: [scripted("4")]) as server:
         told = {"host": "ponder.example", "origin": "https://chat.example"}
-        assert asked(server, **told)[:2] == [401, 401]
-        assert asked(server, authorization=f"Bearer {secret}", **told) == [200] * 5
+        assert asked(server, **told) == [401] * 4 + [200] * (len(SERVED) - 4)
+        assert asked(server, authorization=f"Bearer {secret}", **told) == SERVED
 
 
 def test_a_refusal_says_in_one_line_what_mends_it() -> None:

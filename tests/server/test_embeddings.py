@@ -7,7 +7,6 @@ import base64
 import math
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from job_server import VECTOR, Upstream, upstream_in_thread
+from job_server import VECTOR, Upstream
 from openai import AsyncOpenAI, OpenAI
-from service import scripted, service
+from service import service
 from tiny import tiny_model, tiny_tokenizer, torch
 
 from ponder.chat.model import model_of
@@ -49,21 +48,6 @@ def configured(url: str, **more: Any) -> Config:
         {"model": "unsure", "to": ["up/embed", "google/gem"], "how": "cascade", "threshold": 0.5},
     ]
     return parsed({"upstream": tables, "route": routes, "prices": {"embed": {"prompt": 2.0, "output": 0.0}}})
-
-
-@pytest.fixture
-def up() -> Iterator[Upstream]:
-    with upstream_in_thread() as server:
-        yield server
-
-
-@pytest.fixture
-def client(up: Upstream) -> Iterator[OpenAI]:
-    with (
-        service(lambda: [scripted("4", "m")], config=configured(up.url)) as server,
-        OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20) as made,
-    ):
-        yield made
 
 
 # ---------------------------------------------------------------- what is read

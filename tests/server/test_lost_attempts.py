@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from faults import Fault, cut_after, end_after, hang, refuse, reset
+from faults import CUT, HANG, Fault, Wait, cut_after, end_after, hang, refuse, reset
 from servers import FakeServer
-from upstreams import Heard, heard, request, upstream
+from upstreams import Heard, Says, chunk, heard, request, upstream
 
 from ponder.ops.ledger import Ledger
 from ponder.ops.ledger_values import Entry
@@ -19,9 +20,11 @@ from ponder.server.backend import Backend
 from ponder.server.books import LedgerBooks
 from ponder.server.desk import Desk
 from ponder.server.failures import Refusal
+from ponder.server.request import Request
 from ponder.server.routing import Target, fallback
 from ponder.server.upstream import Price, Retries, Upstream
 from ponder.server.upstream_answer import Timeouts
+from ponder.server.upstream_openai import OpenAI
 
 NOWHERE = "http://127.0.0.1:9/v1"
 """Nothing listens there."""
@@ -96,6 +99,39 @@ def test_the_last_place_tells_what_was_lost_at_the_first(last: Fault | None) -> 
     assert said.code != "upstream_failed"  # it is still told what the last one said
 
 
+# ---------------------------------------------------------------- several choices
+
+
+def fan(*faults: Fault) -> Heard:
+    """What comes of a choice for each of these faults, from a server that gives one at a time."""
+
+    async def work() -> Heard:
+        async with FakeServer(faults=list(faults)) as server:
+            backend = upstream(server.url, OpenAI("qwen"), retries=Retries(attempts=1))
+            try:
+                return await heard(backend, request(n=len(faults)))
+            finally:
+                await backend.close()
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_one_choice_is_refused_the_others_may_have_made_tokens(name: str) -> None:
+    found = fan(REFUSED[name], hang(0))
+    assert found.refusal is not None
+    assert found.refusal.lost
+    assert not found.events
+    assert found.seconds < 5
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_where_every_choice_is_refused_nothing_is_lost(name: str) -> None:
+    found = fan(*[REFUSED[name]] * 3)
+    assert found.refusal is not None
+    assert not found.refusal.lost
+
+
 # ---------------------------------------------------------------- the ledger
 
 
@@ -109,21 +145,56 @@ def booked(home: Path, *faults: Fault | None) -> Entry:
         with Ledger.open(home / "ledger.db") as ledger:
 
             async def ask(route: Backend) -> None:
-                desk = Desk([route], books=LedgerBooks(ledger, Prices.read()))
-                try:
-                    async for _ in desk.answer(request(model="r"), asyncio.Event()):
-                        pass
-                except Refusal:
-                    pass
+                await through_desk(ledger, route, request(model="r"))
 
             await routed([server.url for server in servers], ask)
         for server in servers:
             await server.__aexit__()
 
     asyncio.run(work())
+    return only_entry(home)
+
+
+def booked_choices(home: Path, server: FakeServer) -> Entry:
+    """What the ledger has of a request for two choices, from a server that gives one at a time."""
+
+    async def work() -> None:
+        async with server:
+            prices = {"tiny": Price(1.0, 1.0)}
+            backend = upstream(server.url, OpenAI("qwen"), prices=prices, retries=Retries(attempts=1))
+            with Ledger.open(home / "ledger.db") as ledger:
+                await through_desk(ledger, backend, request(n=2))
+            await backend.close()
+
+    asyncio.run(work())
+    return only_entry(home)
+
+
+async def through_desk(ledger: Ledger, backend: Backend, asked: Request) -> None:
+    desk = Desk([backend], books=LedgerBooks(ledger, Prices.read()))
+    with suppress(Refusal):
+        async for _ in desk.answer(asked, asyncio.Event()):
+            pass
+
+
+def only_entry(home: Path) -> Entry:
     with Ledger.open(home / "ledger.db") as ledger:
         (entry,) = ledger.entries()
     return entry
+
+
+def test_the_tokens_of_a_choice_that_another_one_ended_are_paid(tmp_path: Path) -> None:
+    told = {"usage": {"prompt_tokens": 7, "completion_tokens": 40}}
+    entry = booked_choices(tmp_path, Says([chunk({"content": "x"}, **told), HANG], [Wait(0.2), CUT]))
+    assert (entry.state, entry.completion) == ("partial", 40)
+    assert entry.prompt > 7  # and the prompt of the one that was lost
+    assert entry.charged_micro == entry.prompt + 40
+
+
+def test_choices_of_which_one_was_refused_are_charged_with_their_worst_case(tmp_path: Path) -> None:
+    entry = booked_choices(tmp_path, FakeServer(faults=[REFUSED["busy"], hang()]))
+    assert entry.state == "unknown"
+    assert entry.charged_tokens == entry.tokens_most > 0
 
 
 def test_each_attempt_is_paid_at_the_price_of_its_own_place(tmp_path: Path) -> None:

@@ -98,6 +98,11 @@ def test_what_is_left_out_is_left_to_the_model() -> None:
     assert asked(max_tokens=5) == asked(max_completion_tokens=5) == asked(max_tokens=5, max_completion_tokens=5)
 
 
+def test_an_answer_may_be_asked_for_that_does_not_end() -> None:
+    assert asked(ignore_eos=True).sampling.ignore_eos
+    assert not asked(ignore_eos=False).sampling.ignore_eos
+
+
 def test_a_stored_prompt_may_stand_for_messages() -> None:
     request = read({"model": "m", "ponder": {"prompt": "support@prod", "variables": {"a": 1}}}, {}, "r1")
     assert request.prompt is not None

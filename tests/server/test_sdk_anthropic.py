@@ -35,14 +35,6 @@ def backends() -> list[Local]:
     return [answers(replies), scripted("whatever", "bound", grammar=True), gone, scripted("4", "org/small", context=64)]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PONDER_HOME", str(tmp_path_factory.mktemp("sdk")))
-        with service(backends) as serving:
-            yield serving
-
-
 @pytest.fixture
 def client(server: Serving) -> Iterator[Anthropic]:
     with Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=20) as made:

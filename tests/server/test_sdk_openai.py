@@ -50,14 +50,6 @@ def backends() -> list[Local]:
     return [answers(replies), plain, bound, likely, slow, gone, small]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PONDER_HOME", str(tmp_path_factory.mktemp("sdk")))
-        with service(backends) as serving:
-            yield serving
-
-
 @pytest.fixture
 def client(server: Serving) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=20) as made:

@@ -116,8 +116,46 @@ def test_of_several_requests_one_fails_and_all_are_accounted_for() -> None:
         async with Says(GOOD, late, [chunk({"content": "x"}), CUT]) as server:
             found = await asked(server, request(n=3), OpenAI("qwen"))
         assert found.refusal is not None
-        assert isinstance(found.events[-1], Usage)
-        assert "error" in found.events[-1].extra["attempts"][-1]
+        used = found.events[-1]
+        assert isinstance(used, Usage)
+        assert sorted("error" in each for each in used.extra["attempts"]) == [False, False, True]
+
+    run(work)
+
+
+def test_of_several_requests_what_those_have_made_that_end_with_a_failed_one_is_counted() -> None:
+    async def work() -> None:
+        told = {"usage": {"prompt_tokens": 7, "completion_tokens": 40}}
+        scripts = (
+            [*[chunk({"content": "word "})] * 3, HANG],
+            [chunk({"content": "x"}, **told), HANG],
+            [Wait(0.3), chunk({"content": "x"}), CUT],
+        )
+        async with Says(*scripts) as server:
+            found = await asked(server, request(n=3), OpenAI("qwen"))
+            assert all(each.left.is_set() for each in server.asked[:2])
+        assert found.refusal is not None
+        assert found.seconds < 3
+        used = found.events[-1]
+        assert isinstance(used, Usage)
+        assert sorted(each["completion"] for each in used.extra["attempts"]) == [1, 4, 40]
+        assert (used.completion, used.estimated) == (45, True)
+        assert [each["completion"] for each in used.extra["attempts"] if "error" in each] == [1]
+
+    run(work)
+
+
+def test_of_several_requests_one_that_was_lost_is_booked_beside_those_that_began() -> None:
+    async def work() -> None:
+        begins = [chunk({"content": "x"}), Wait(0.3), chunk({"content": "x"}), HANG]
+        async with Says(begins, [Wait(0.1), CUT]) as server:
+            found = await asked(server, request(n=2), OpenAI("qwen"))
+        used = found.events[-1]
+        assert isinstance(used, Usage)
+        (failed,) = [each for each in used.extra["attempts"] if "error" in each]
+        assert failed["prompt"] > 0
+        assert failed["estimated"]
+        assert len(used.extra["attempts"]) == 2
 
     run(work)
 

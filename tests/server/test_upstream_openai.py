@@ -121,7 +121,7 @@ def test_a_signature_goes_back_to_openrouter_untouched() -> None:
     ]
 
 
-@pytest.mark.parametrize(("field", "flavour"), [("top_k", "openai"), ("min_p", "qwen")])
+@pytest.mark.parametrize(("field", "flavour"), [("top_k", "openai"), ("min_p", "qwen"), ("ignore_eos", "ollama")])
 def test_what_a_server_does_not_have_is_refused_by_name(field: str, flavour: Flavour) -> None:
     asked = request(sampling=Sampling(**{field: 1}))
     with pytest.raises(Refusal, match=field) as caught:

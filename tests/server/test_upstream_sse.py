@@ -38,6 +38,15 @@ def test_payloads_come_whole_wherever_the_bytes_are_cut(
     assert read(data, cuts) == [b"\n".join(lines) for lines in spaced]
 
 
+@given(
+    st.lists(st.sampled_from([b"data: a", b"data:b", b"data", b": c", b"event: x", b"\n", b"\n\n"]), max_size=12),
+    st.lists(st.integers(0, 80), max_size=4),
+)
+def test_events_of_one_line_are_read_like_all_others(parts: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(parts)
+    assert read(data, cuts) == read(data, list(range(len(data))))  # byte by byte
+
+
 def test_a_byte_order_mark_is_skipped_and_the_last_empty_line_may_be_missing() -> None:
     assert read(b"\xef\xbb\xbfdata: a\n\ndata: b", []) == [b"a", b"b"]
 

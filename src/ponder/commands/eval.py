@@ -67,7 +67,7 @@ def evaluate(
     adapter: asking.AdapterOption = None,
     temperature: asking.TemperatureOption = None,
     price: asking.PriceOption = None,
-    traces: Annotated[bool, typer.Option("--traces", help="Keep the trace of every answer, too.")] = False,
+    traces: evaluating.TracesOption = False,
     on: Annotated[
         On | None, typer.Option("--on", help="Ask on a Ray cluster, a worker on each node; needs ponder[ray].")
     ] = None,

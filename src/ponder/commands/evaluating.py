@@ -41,6 +41,7 @@ VerifierOption = Annotated[
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="The format of the file, where it is not recognised.")
 ]
+TracesOption = Annotated[bool, typer.Option("--traces", help="Keep the trace of every answer, too.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 NoCacheOption = Annotated[
     bool, typer.Option("--no-cache", "--no-store", help="Keep and take nothing: no results, no samples.")

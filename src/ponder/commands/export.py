@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,15 +79,16 @@ def export(
 def _write(model: Loaded, to: To, target: Path, whole: bool, packing: Packing) -> None:
     from ponder.train import export as exports
 
-    weights: object = model.model
+    weights: Any = model.model  # what has no adapter is written whole, and packings are those of `to`
+    kind: Any = packing.value
     if to is To.safetensors:
-        exports.to_safetensors(weights, model.tokenizer, target, metadata=model.metadata)  # type: ignore[arg-type]
+        exports.to_safetensors(weights, model.tokenizer, target, metadata=model.metadata)
     elif to is To.peft:
-        exports.to_peft(weights, target, kind=packing.value, metadata=model.metadata)  # type: ignore[arg-type]
+        exports.to_peft(weights, target, kind=kind, metadata=model.metadata)
     elif whole:
-        exports.to_gguf(weights, model.tokenizer, target, kind=packing.value, metadata=model.metadata)  # type: ignore[arg-type]
+        exports.to_gguf(weights, model.tokenizer, target, kind=kind, metadata=model.metadata)
     else:
-        exports.to_gguf_adapter(weights, target, kind=packing.value, metadata=model.metadata)  # type: ignore[arg-type]
+        exports.to_gguf_adapter(weights, target, kind=kind, metadata=model.metadata)
 
 
 def _folder(source: Path) -> Path:

@@ -57,6 +57,7 @@ class Measuring:
     margin: float = MARGIN
     values: tuple[str, ...] = ()
     cache: bool = True
+    traces: bool = False
 
 
 def measured(candidate: Prompt, current: Prompt | None, task: str, options: Measuring) -> Verdict:
@@ -83,7 +84,7 @@ def measured(candidate: Prompt, current: Prompt | None, task: str, options: Meas
             )
 
             async def ask(asked: Task) -> Run:
-                rest = (options.seeds, options.seed, options.at_once, False, None)
+                rest = (options.seeds, options.seed, options.at_once, options.traces, None)
                 return await _Evaluation(asked, opened, store, stop, *rest).run(Setting(options.strategy, bounds))
 
             try:

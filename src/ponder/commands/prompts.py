@@ -357,6 +357,7 @@ def evaluate(
     format: evaluating.FormatOption = None,
     temperature: asking.TemperatureOption = None,
     price: asking.PriceOption = None,
+    traces: evaluating.TracesOption = False,
     as_json: Json = False,
     no_cache: evaluating.NoCacheOption = False,
 ) -> None:
@@ -373,6 +374,7 @@ def evaluate(
         margin=margin,
         values=tuple(set_ or ()),
         cache=not no_cache,
+        traces=traces,
     )
     with Prompts.open() as prompts:
         prompt = prompts.get(reference)

@@ -17,7 +17,7 @@ from ponder.evals import pooled, scaling
 from ponder.evals.pooled import Draws, Estimate, mean_spent
 from ponder.evals.results import Result, Run, Setting
 from ponder.evals.scaling import Gain
-from ponder.evals.statistics import Difference, bootstrap_means, paired_difference, percentiles
+from ponder.evals.statistics import Difference, bootstrap_means, interval_of_mean, paired_difference
 from ponder.evals.study import COVERAGE, Disagreement, Gap, Made, Measurement, Series, Study, best_of
 
 
@@ -210,7 +210,7 @@ def _measured(lines: Sequence[_Line], seed: int) -> tuple[Series, ...]:
 
 def _measurement(place: _Place, replicates: scaling.Array) -> Measurement:
     scores = place.estimate.scores
-    accuracy, interval = sum(scores) / len(scores), percentiles(replicates)
+    accuracy, interval = sum(scores) / len(scores), interval_of_mean(replicates, np.array(scores))
     return Measurement(place.label, place.setting, place.estimate.spent, accuracy, interval, scores, place.samples)
 
 

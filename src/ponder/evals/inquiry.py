@@ -99,10 +99,15 @@ class Inquiry:
     async def _solved(self, question: Question, model: Model) -> tuple[Trace, PonderError | None]:
         """The trace, and the error where the model gave no answer."""
         events, started = list[Event](), time.monotonic()
+        asking = stream(
+            question,
+            model=model,
+            strategy=self._strategy,
+            budget=self.setting.budget,
+            prompt_version=self.task.prompt,
+        )
         try:
-            async with aclosing(
-                stream(question, model=model, strategy=self._strategy, budget=self.setting.budget)
-            ) as happening:
+            async with aclosing(asking) as happening:
                 async for event in happening:
                     if isinstance(event, Done):
                         return event.trace, None

@@ -141,10 +141,11 @@ def with_prompt(task: Task, prompt: Prompt, variables: Mapping[str, Any]) -> Tas
     """The task with a prompt in front of each question.
 
     Its blanks are filled from `variables`, and what these leave open from the question's own fields. The questions
-    keep their ids and the task its file, so that runs of it with different prompts are paired.
+    keep their ids and the task its file, so that runs of it with different prompts are paired. Their traces name the
+    version.
     """
     questions = tuple(_with_prompt(question, prompt, variables) for question in task.questions)
-    return replace(task, name=f"{task.name} + {prompt.reference}", questions=questions)
+    return replace(task, name=f"{task.name} + {prompt.reference}", questions=questions, prompt=prompt.reference)
 
 
 def _with_prompt(question: Question, prompt: Prompt, variables: Mapping[str, Any]) -> Question:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ponder.errors import InputError
-from ponder.evals.statistics import Mean, bootstrap_means, mean_interval, paired_difference, percentiles
+from ponder.evals.statistics import Mean, bootstrap_means, interval_of_mean, mean_interval, paired_difference
 from ponder.evals.study import Measurement, Study, best_of, frontier
 from ponder.strategies.policy import Effort, Policy
 
@@ -164,7 +164,9 @@ def _on(settings: Sequence[Measurement], half: Sequence[int]) -> list[Measuremen
     table = np.array([[point.scores[index] for index in half] for point in settings])
     columns = bootstrap_means(table.T, draws=_DRAWS).T
     return [
-        replace(point, scores=tuple(row), accuracy=sum(row) / len(row), interval=percentiles(column))
+        replace(
+            point, scores=tuple(row), accuracy=sum(row) / len(row), interval=interval_of_mean(column, np.array(row))
+        )
         for point, row, column in zip(settings, table.tolist(), columns, strict=True)
     ]
 

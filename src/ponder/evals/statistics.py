@@ -9,7 +9,9 @@ The questions are the sample: repetitions of one question are one cluster, of wh
 where the last two weights belong to the least and the greatest score there can be. For scores of 0 and 1
 this is Jeffreys' interval, Beta(right + 1/2, wrong + 1/2), whose coverage stays near the nominal one where
 resampled questions fall short of it, and which does not shrink to a point when every answer is right
-(Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001, section 4.1).
+(Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", 2001, section 4.1). As theirs, it begins at
+the least score where every one is the least, and ends at the greatest where every one is the greatest: a percentile
+would leave out there what the data say is likeliest.
 """
 
 from __future__ import annotations
@@ -160,11 +162,24 @@ def percentiles(replicates: Array, confidence: float = 0.95) -> Interval:
     return Interval(float(low), float(high))
 
 
+def interval_of_mean(
+    replicates: Array, scores: Array, confidence: float = 0.95, bounds: tuple[float, float] | None = (0, 1)
+) -> Interval:
+    """The interval of the mean of `scores` (questions,) with its `replicates` (draws,)."""
+    low, high = percentiles(replicates, confidence)
+    if bounds is None:
+        return Interval(low, high)
+    least, greatest = bounds
+    return Interval(
+        float(least) if np.all(scores == least) else low, float(greatest) if np.all(scores == greatest) else high
+    )
+
+
 def _mean(values: Array, confidence: float, bounds: tuple[float, float] | None, draws: int, seed: int) -> Mean:
     if bounds is None and len(values) < 2:
         raise InputError("one question alone says nothing about others", "give more questions, or the scores' bounds")
     replicates = bootstrap_means(values[:, None], bounds, draws=draws, seed=seed)[:, 0]
-    return Mean(float(values.mean()), percentiles(replicates, confidence), len(values))
+    return Mean(float(values.mean()), interval_of_mean(replicates, values, confidence, bounds), len(values))
 
 
 def _by_question(scores: Sequence[Sequence[float]], bounds: tuple[float, float] | None) -> Array:

@@ -55,6 +55,9 @@ _CHARGE = """INSERT INTO used VALUES {} ON CONFLICT DO UPDATE SET requests = req
     tokens = tokens + excluded.tokens, micro = micro + excluded.micro"""
 _CHARGE_KEY = _CHARGE.format("(?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?)")
 _CHARGE_BOTH = _CHARGE.format(", ".join(["(?, ?, ?, ?, ?, ?)"] * 4))
+# The attempt itself, and whether the request has no other one.
+_THERE = """SELECT state, reserved_hash, NOT EXISTS (SELECT 1 FROM entries WHERE request = ?1 AND state != 'void')
+    FROM (SELECT 1) LEFT JOIN entries ON request = ?1 AND attempt = ?2 AND sample = ?3"""
 _OPEN = """SELECT rowid, state, settled_hash, key, project, created, micro_most, charged_requests, charged_tokens,
     charged_micro FROM entries WHERE request = ? AND attempt = ? AND sample = ?"""
 # Once, whoever asks: a reservation that was given up for lost may still be settled by who knows better.
@@ -119,9 +122,12 @@ class Ledger:
         self._settle_late()
         owner, now = self._own(), self._clock()
         with self._database.transaction():
-            if self._is_reserved(wanted):
+            there = self._connection.execute(_THERE, (wanted.request, wanted.attempt, wanted.sample))
+            state, hashed, first = there.fetchone()
+            if state is not None:
+                _check_same(wanted, state, hashed)
                 return
-            charge = Spent(self._first_of(wanted.request), wanted.tokens_most, wanted.micro_most or 0)
+            charge = Spent(first, wanted.tokens_most, wanted.micro_most or 0)
             self._check("key", wanted.key, wanted.limits, wanted, charge, now)
             if wanted.project:
                 self._check("project", wanted.project, wanted.project_limits, wanted, charge, now)
@@ -300,22 +306,7 @@ class Ledger:
             self._owner = int(row[0])
         return self._owner
 
-    def _is_reserved(self, wanted: Reservation) -> bool:
-        row = self._connection.execute(
-            "SELECT state, reserved_hash FROM entries WHERE request = ? AND attempt = ? AND sample = ?",
-            (wanted.request, wanted.attempt, wanted.sample),
-        ).fetchone()
-        if row is None:
-            return False
-        state, hashed = row
-        if state != "reserved" or hashed != _hash(wanted.columns):
-            raise StoreError(
-                f"attempt {wanted.attempt} at request {wanted.request} is in the ledger already and {state}",
-                "give each attempt a number of its own",
-            )
-        return True
-
-    def _first_of(self, request: str, but: int = -1) -> int:
+    def _first_of(self, request: str, but: int) -> int:
         """1 where the request has no other attempt or sample: those are no further requests. `but`: a row."""
         row = self._connection.execute(
             "SELECT NOT EXISTS (SELECT 1 FROM entries WHERE request = ? AND state != 'void' AND rowid != ?)",
@@ -360,6 +351,15 @@ def _period(since: float | None, until: float | None) -> tuple[str, list[Any]]:
     bounds = [("created >= ?", since), ("created < ?", until)]
     given = [(condition, round(bound * 1000)) for condition, bound in bounds if bound is not None]
     return " AND ".join(["1", *(condition for condition, _ in given)]), [value for _, value in given]
+
+
+def _check_same(wanted: Reservation, state: str, hashed: bytes) -> None:
+    """Raises StoreError unless what is in the ledger is the same reservation, and open."""
+    if state != "reserved" or hashed != _hash(wanted.columns):
+        raise StoreError(
+            f"attempt {wanted.attempt} at request {wanted.request} is in the ledger already and {state}",
+            "give each attempt a number of its own",
+        )
 
 
 def _hash(values: tuple[Any, ...]) -> bytes:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 
 from ponder.ops.finished import Finished
 
+Kind = TypeVar("Kind", Counter, Histogram)
 Upstream = Literal["closed", "half_open", "open"]
 """The states of a circuit breaker before an upstream: asked, tried again, and left alone."""
 
@@ -57,6 +58,7 @@ class Metrics:
         self._known: set[str] = set(models)
         self._label = _Labels()
         self._states: Callable[[], Mapping[str, Upstream]] = dict
+        self._labelled: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self._watched = _Watched()
         self._registry.register(self._watched)
         self._running = self._gauge("num_requests_running", "Requests that are being answered.")
@@ -113,7 +115,7 @@ class Metrics:
         try:
             yield
         finally:
-            self._ledger.labels(operation).observe(time.perf_counter() - began)
+            self._of(self._ledger, operation).observe(time.perf_counter() - began)
 
     def limit_hit(self, limit: str) -> None:
         """A request was turned away. limit: what is bounded, such as "requests/min"."""
@@ -134,19 +136,19 @@ class Metrics:
         model = self._model(finished.model, finished.answered)
         backend = self._label("backend", finished.backend)
         dialect, status = self._label("dialect", finished.dialect), self._label("status", _status(finished))
-        self._requests.labels(_among(finished.operation, OPERATIONS), dialect, status).inc()
-        self._whole.labels(model).observe(_amount(finished.seconds))
-        self._queue.labels(model).observe(_amount(finished.queued))
+        self._of(self._requests, _among(finished.operation, OPERATIONS), dialect, status).inc()
+        self._of(self._whole, model).observe(_amount(finished.seconds))
+        self._of(self._queue, model).observe(_amount(finished.queued))
         if finished.first_token is not None:
-            self._first.labels(model).observe(_amount(finished.first_token))
+            self._of(self._first, model).observe(_amount(finished.first_token))
         if finished.between_tokens is not None:
-            self._between.labels(model).observe(_amount(finished.between_tokens))
+            self._of(self._between, model).observe(_amount(finished.between_tokens))
         if finished.succeeded:
-            self._success.labels(model, _reason(finished.finish_reasons)).inc()
+            self._of(self._success, model, _reason(finished.finish_reasons)).inc()
         if finished.disconnected:
-            self._left.labels(model).inc()
+            self._of(self._left, model).inc()
         if finished.refused:
-            self._refused.labels(model).inc()
+            self._of(self._refused, model).inc()
         self._spent(finished, model, backend)
 
     def exposition(self) -> bytes:
@@ -159,21 +161,28 @@ class Metrics:
     # ------------------------------------------------------------ within
 
     def _spent(self, finished: Finished, model: str, backend: str) -> None:
-        self._prompt.labels(model).inc(_amount(finished.input_tokens))
-        self._cached.labels(model).inc(_amount(finished.cached_tokens))
-        self._generated.labels(model).inc(_amount(finished.output_tokens))
-        self._reasoning.labels(model).inc(_amount(finished.reasoning_tokens))
+        self._of(self._prompt, model).inc(_amount(finished.input_tokens))
+        self._of(self._cached, model).inc(_amount(finished.cached_tokens))
+        self._of(self._generated, model).inc(_amount(finished.output_tokens))
+        self._of(self._reasoning, model).inc(_amount(finished.reasoning_tokens))
         dollars = _amount(finished.micro_dollars or 0) / 1_000_000
         if finished.micro_dollars is not None:
-            self._dollars.labels(model, backend).inc(dollars)
+            self._of(self._dollars, model, backend).inc(dollars)
         elif finished.input_tokens or finished.output_tokens:
-            self._unpriced.labels(model, backend).inc()
+            self._of(self._unpriced, model, backend).inc()
         if self._keys is not None:
             requests, tokens, cost = self._keys
             labels = self._label("key", finished.key_id), self._label("project", finished.project)
-            requests.labels(*labels).inc()
-            tokens.labels(*labels).inc(_amount(finished.input_tokens) + _amount(finished.output_tokens))
-            cost.labels(*labels).inc(dollars)
+            self._of(requests, *labels).inc()
+            self._of(tokens, *labels).inc(_amount(finished.input_tokens) + _amount(finished.output_tokens))
+            self._of(cost, *labels).inc(dollars)
+
+    def _of(self, metric: Kind, *labels: str) -> Kind:
+        """The metric with these labels. Kept, for to look one up takes longer there than to count."""
+        found = self._labelled.get((metric, labels))
+        if found is None:
+            found = self._labelled[metric, labels] = metric.labels(*labels)
+        return cast(Kind, found)
 
     def _model(self, *names: str) -> str:
         """The first name that is known. What a client made up is counted, but never named."""

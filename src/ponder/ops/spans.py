@@ -238,7 +238,7 @@ class Spans:
             resource = resource.merge(Resource({"service.name": "ponder"}))
         self._sender = Sender(exporter, queue_spans)
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(self._sender)  # type: ignore[arg-type]
+        provider.add_span_processor(self._sender)  # type: ignore[arg-type]  # it has the shape, and no base class
         self._provider = provider
         self._tracer = provider.get_tracer("ponder", version or None)
         self._propagator = TraceContextTextMapPropagator()

@@ -27,9 +27,14 @@ Handler = Callable[[Exchange, Mapping[str, str]], Awaitable[None]]
 
 
 class Doors(Protocol):
-    """Who may come in. Raises Refusal, 401, for a secret that is none."""
+    """Who may come in. `caller` raises Refusal, 401, for a secret that is none.
+
+    `check` raises Refusal, 403, for who may not even see what needs no key.
+    """
 
     def caller(self, headers: Mapping[str, str]) -> Caller: ...
+
+    def check(self, headers: Mapping[str, str]) -> None: ...
 
 
 class Open:
@@ -38,6 +43,9 @@ class Open:
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Nobody in particular."""
         return Caller()
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Refuses nobody."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +61,17 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Route:
-    """A method and a path, with {names} for parts of it; a {name:path} may hold slashes. open: needs no key."""
+    """A method and a path, with {names} for parts of it; a {name:path} may hold slashes.
+
+    open: needs no key. probe: answered whoever asks, and under whatever name, for whoever watches over the server.
+    """
 
     method: str
     path: str
     handler: Handler
     failure: Callable[[Refusal, str], Any]
     open: bool = False
+    probe: bool = False
     pattern: re.Pattern[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +124,7 @@ class App:
             route, names = self._found(exchange)
             failure = route.failure
             check_headers(exchange.scope)
-            exchange.scope["ponder.caller"] = Caller() if route.open else self._doors.caller(exchange.headers)
+            exchange.scope["ponder.caller"] = self._let_in(route, exchange.headers)
             await route.handler(exchange, names)
         except PonderError as error:
             await fail(exchange, refusal(error), failure)
@@ -122,6 +134,14 @@ class App:
             traceback.print_exception(error, file=sys.stderr)
             broken = Refusal(500, "api_error", "the server failed on this request", "look into its log")
             await fail(exchange, broken, failure)
+
+    def _let_in(self, route: Route, headers: Mapping[str, str]) -> Caller:
+        if route.probe:
+            return Caller()
+        if route.open:
+            self._doors.check(headers)
+            return Caller()
+        return self._doors.caller(headers)
 
     def _found(self, exchange: Exchange) -> tuple[Route, Mapping[str, str]]:
         method = "GET" if exchange.method == "HEAD" else exchange.method
@@ -171,7 +191,7 @@ async def respond(
             async with closing(frames):
                 await exchange.stream(frames, CONTENT_TYPE, told(first), dialect.ping)
             return
-        reply = await collected(after(first, events))
+        reply = await collected(events, first)
         if keep is not None:
             keep(reply)
         await exchange.json(dialect.whole(request, reply), headers={**told(first), **spent(reply.usage)})

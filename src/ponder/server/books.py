@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Literal
 
 from ponder.ops.ledger import Ledger
 from ponder.ops.ledger_values import Reservation, Settlement
@@ -123,11 +124,11 @@ class LedgerBooks:
         cost = usage.cost
         return held.rate.micro(usage.prompt, usage.cached, usage.completion, seconds=cost.seconds, flops=cost.flops)
 
-    def _timed(self, operation: str, work: Callable[[], object]) -> None:
+    def _timed(self, operation: Literal["reserve", "settle", "void"], work: Callable[[], object]) -> None:
         if self._metrics is None:
             work()
             return
-        with self._metrics.ledger(operation):  # type: ignore[arg-type]
+        with self._metrics.ledger(operation):
             work()
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ class Tally:
             self.usage = event
         elif isinstance(event, Ended):
             self.reasons.append(event.reason)
-        elif isinstance(event, Reasoning | Content):
+        elif isinstance(event, (Reasoning, Content)):
             self.last = time.monotonic()
             self.first = self.first or self.last
             self.pieces += 1
@@ -130,14 +130,39 @@ class Desk:
 
     async def answer(self, request: Request, gone: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
         """The events of an answer. Raises Refusal. Once `gone` is set, the work ends, and the rest is accounted for."""
-        tally = Tally(request, self._clock())
+        tally, sent = Tally(request, self._clock()), False
+        with self._watched(tally, gone):
+            backend, served = self.find(request.model)
+            tally.backend = served.backend
+            booking = self._books.reserve(request, served, self._worst(request, served)) if self._books else ""
+            try:
+                async with self.admission.place(request.caller.key, gone) as waited:
+                    tally.waited, sent = waited, True
+                    async with aclosing(backend.reply(request, gone)) as events:  # type: ignore[type-var]  # generators all
+                        async for event in events:
+                            if isinstance(event, Usage) and self._books:
+                                event = self._books.priced(booking, event)
+                            tally.see(event)
+                            yield event
+            except Refusal as refusal:
+                sent = sent and (tally.begun is not None or tally.usage is not None or refusal.lost)
+                raise
+            finally:
+                tally.disconnected = gone.is_set() and not self._stopped
+                if self._books:
+                    if sent:
+                        self._books.settle(booking, tally)
+                    else:
+                        self._books.void(booking)
+
+    @contextmanager
+    def _watched(self, tally: Tally, gone: asyncio.Event) -> Iterator[None]:
+        """Tells of a request that has arrived, and once it has ended, of what came of it."""
         for watch in self._watches:
             watch.arrived(tally)
         self._stops.add(gone)
         try:
-            async with aclosing(self._answered(request, tally, gone)) as events:
-                async for event in events:
-                    yield event
+            yield
         except Refusal as refusal:
             tally.failure = refusal
             raise
@@ -157,31 +182,6 @@ class Desk:
         """Has everything written that is known of requests that have ended."""
         for watch in self._watches:
             watch.flush()
-
-    async def _answered(self, request: Request, tally: Tally, gone: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
-        backend, served = self.find(request.model)
-        tally.backend = served.backend
-        booking = self._books.reserve(request, served, self._worst(request, served)) if self._books else ""
-        sent = False
-        try:
-            async with self.admission.place(request.caller.key, gone) as waited:
-                tally.waited, sent = waited, True
-                async with aclosing(backend.reply(request, gone)) as events:  # type: ignore[type-var]
-                    async for event in events:
-                        if isinstance(event, Usage) and self._books:
-                            event = self._books.priced(booking, event)
-                        tally.see(event)
-                        yield event
-        except Refusal as refusal:
-            sent = sent and (tally.begun is not None or tally.usage is not None or refusal.lost)
-            raise
-        finally:
-            tally.disconnected = gone.is_set() and not self._stopped
-            if self._books:
-                if sent:
-                    self._books.settle(booking, tally)
-                else:
-                    self._books.void(booking)
 
     def _worst(self, request: Request, served: Served) -> Usage:
         """The most that a request may come to: every byte of its prompt a token, every bound reached."""

@@ -36,6 +36,9 @@ class Keyed:
         self._limits[key.id] = key.limits  # from memory: no query for each request
         return Caller(key.id, key.name, key.project)
 
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Refuses nobody: what needs no key is there for all who reach the server."""
+
     def limits(self, caller: Caller) -> Limits:
         """The limits of a key, as they were when it came in, and of its project."""
         if not caller.key:
@@ -51,6 +54,11 @@ class Nearby:
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Nobody in particular. Raises Refusal, 403."""
+        self.check(headers)
+        return Caller()
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raises Refusal, 403."""
         host = headers.get("host", "")
         if not loopback(_name(host)):
             raise Refusal(
@@ -63,7 +71,6 @@ class Nearby:
                 403, "permission_error", f"pages of {origin[:100]!r} may not ask this server",
                 "make a key with: ponder keys add NAME", code="foreign_origin",
             )  # fmt: skip
-        return Caller()
 
 
 def _name(host: str) -> str:

@@ -67,8 +67,8 @@ class Endpoints:
             Route("POST", "/v1/messages", self.messages, anthropic_failure),
             Route("POST", "/v1/messages/count_tokens", self.count_tokens, anthropic_failure),
             *Tokens(self.desk).routes(),
-            Route("GET", "/health", self.health, openai, open=True),
-            Route("GET", "/ready", self.ready, openai, open=True),
+            Route("GET", "/health", self.health, openai, open=True, probe=True),
+            Route("GET", "/ready", self.ready, openai, open=True, probe=True),
             Route("GET", "/metrics", self.scrape, openai, open=True),
         )
 

@@ -8,10 +8,11 @@ at once pays for neither.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+
+from pydantic_core import to_json
 
 from ponder.server.failures import Refusal
 
@@ -30,8 +31,6 @@ PING = 15.0
 """Seconds of silence after which a stream says that it is alive."""
 SLOW_BODY = 60.0
 """Seconds in which a body has to have come."""
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Exchange:
@@ -115,7 +114,7 @@ class Exchange:
 
     async def json(self, document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Sends a document whole."""
-        await self.data(_encode(document).encode(), "application/json", status, headers)
+        await self.data(to_json(document, inf_nan_mode="null"), "application/json", status, headers)
 
     async def data(self, body: bytes, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Sends bytes whole."""

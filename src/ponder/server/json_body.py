@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, overload
@@ -31,8 +32,9 @@ def parsed(body: bytes | str) -> Fields:
     """
     try:
         text = body.encode() if isinstance(body, str) else body
-        value = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
-        _check_depth(value)
+        value = _DECODER.decode(text.removeprefix(BOM_UTF8).decode())
+        if text.count(b"{") + text.count(b"[") > DEEPEST:  # else it cannot be that deep
+            _check_depth(value)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
@@ -231,6 +233,9 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text[:40]} is too large")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite)
 
 
 def _check_depth(value: Any) -> None:

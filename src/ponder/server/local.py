@@ -103,8 +103,9 @@ class Local:
         """See `backend.Backend`."""
         with refusing():
             plan = self._plan(request)
-            model = replace(self._model(request), stop=asyncio.Event())
-        passing = asyncio.create_task(_pass_on(stop, model.stop))  # type: ignore[arg-type]
+            ended = asyncio.Event()
+            model = replace(self._model(request), stop=ended)
+        passing = asyncio.create_task(_pass_on(stop, ended))
         work = self._plainly if _is_plain(request, plan) else self._by_strategy
         work = work if request.job is None else partial(embedded, self.name)
         try:
@@ -287,6 +288,7 @@ def _drawing(params: Any, sampling: Sampling) -> Any:
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "seed": sampling.seed,
+        "ignore_eos": sampling.ignore_eos or None,
     }
     try:
         return replace(params, **{name: value for name, value in asked.items() if value is not None})

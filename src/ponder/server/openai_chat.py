@@ -199,7 +199,7 @@ class _Chunks:
                 yield from self._role(number)
         elif isinstance(event, Usage):
             self._usage = event
-        elif isinstance(event, Reasoning | Content | Call | Ended):
+        elif isinstance(event, (Reasoning, Content, Call, Ended)):
             yield from self._role(event.choice)
             yield from self._told(event)
 

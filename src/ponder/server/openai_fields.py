@@ -24,6 +24,7 @@ READ = (
     "frequency_penalty",
     "presence_penalty",
     "logit_bias",
+    "ignore_eos",
     "stream",
     "stream_options",
     "user",
@@ -49,7 +50,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "repeat_penalty": (1,),
     "length_penalty": (1,),
-    "ignore_eos": (False,),
     "min_tokens": (0,),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
@@ -95,6 +95,7 @@ def sampling_of(body: Fields, logprobs: int | None) -> Sampling:
         frequency_penalty=body.number("frequency_penalty", -2, 2) or 0.0,
         presence_penalty=body.number("presence_penalty", -2, 2) or 0.0,
         logit_bias=_logit_bias(body),
+        ignore_eos=body.flag("ignore_eos", False),
     )
 
 

@@ -28,7 +28,7 @@ READ = (
     *("max_output_tokens", "previous_response_id", "store", "metadata", "truncation", "include", "stream"),
     *("stream_options", "safety_identifier", "user", "top_logprobs", "temperature", "top_p", "ponder"),
     # No fields of OpenAI's: what other dialects have, under the same names.
-    *("top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "logit_bias"),
+    *("top_k", "min_p", "seed", "stop", "frequency_penalty", "presence_penalty", "logit_bias", "ignore_eos"),
 )
 WITHOUT_EFFECT = (
     *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier", "max_tool_calls"),

@@ -42,8 +42,8 @@ async def framed(
                 async for event in events:
                     if progress and isinstance(event, Progress):
                         yield frame(_lean(event), "ponder.progress")
-                    for chunk in chunks.of(place, event):
-                        yield frame(chunk)
+                    if frames := [frame(chunk) for chunk in chunks.of(place, event)]:
+                        yield b"".join(frames)
         yield b"".join([frame(chunk) for chunk in (*chunks.last(), *chunks.spent())]) + DONE
     except Exception as error:
         for chunk in chunks.spent():

@@ -33,6 +33,8 @@ FIELDS = (
 
 def thinking_fields(body: Fields) -> list[Said]:
     """What these fields of a body ask for. Raises Refusal."""
+    if body.values.keys().isdisjoint(FIELDS):
+        return []
     said = [
         *_efforts(body, "reasoning_effort", "thinking_level"),
         *_budgets(body, "thinking_budget", "thinking_token_budget", "reasoning_budget_tokens"),

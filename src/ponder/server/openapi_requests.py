@@ -106,6 +106,7 @@ _FIELDS: Mapping[str, Schema] = {
     "frequency_penalty": number(minimum=-2, maximum=2),
     "presence_penalty": number(minimum=-2, maximum=2),
     "logit_bias": {"type": ["object", "null"], "additionalProperties": number(minimum=-100, maximum=100)},
+    "ignore_eos": FLAG,
     "stream": FLAG,
     "stream_options": OBJECT,
     "user": TEXT,

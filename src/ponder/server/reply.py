@@ -84,7 +84,7 @@ class Reply:
             self.begun = event
         elif isinstance(event, Usage):
             self.usage = event
-        elif isinstance(event, Reasoning | Content | Call | Ended):
+        elif isinstance(event, (Reasoning, Content, Call, Ended)):
             self._tell(self.choices.setdefault(event.choice, Choice()), event)
 
     def _tell(self, choice: Choice, event: Reasoning | Content | Call | Ended) -> None:
@@ -129,9 +129,11 @@ def _says(event: Reasoning | Content) -> bool:
     return bool(event.text or told)
 
 
-async def collected(events: AsyncIterator[ReplyEvent]) -> Reply:
-    """The reply when all of it has come."""
+async def collected(events: AsyncIterator[ReplyEvent], first: ReplyEvent | None = None) -> Reply:
+    """The reply when all of it has come. first: an event that was read before."""
     reply = Reply()
+    if first is not None:
+        reply.add(first)
     async for event in events:
         reply.add(event)
     return reply

@@ -37,7 +37,7 @@ class Caller:
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn; None leaves it to the model. `logprobs`: how many of the likeliest tokens to tell, 0 for
-    the chosen one alone, None for none."""
+    the chosen one alone, None for none. `ignore_eos`: goes on to the bound of tokens, as measurements of speed want."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -49,6 +49,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from ponder.ops.prices import Rate
+from ponder.protocols import closing
 from ponder.server.backend import Backend, Served
 from ponder.server.events import Begun, ReplyEvent, Usage
 from ponder.server.failures import Refusal
 from ponder.server.request import Request
-from ponder.server.upstream_attempts import attempt, attempts_of, total
+from ponder.server.upstream_attempts import attempt, attempts_of, total, without_answer
 from ponder.server.upstream_dialect import prompt_tokens
 
 USUAL_TOKENS = 1024
@@ -134,7 +134,7 @@ class Attempts:
     def refused(self, target: Target, request: Request, refusal: Refusal) -> None:
         """An attempt that gave nothing; where it may have been begun, its prompt counts."""
         self.lost = self.lost or refusal.lost
-        usage = Usage(prompt=prompt_tokens(request), estimated=True) if refusal.lost else Usage(dollars=0.0)
+        usage = without_answer(request, refusal.lost)
         self.usages.append(usage)
         self.entries.append(self._priced(target, attempt(target.backend.name, target.model, usage, str(refusal))))
 
@@ -200,7 +200,7 @@ class Route:
                 break
             begun = False
             try:
-                async with aclosing(target.backend.reply(narrowed, stop)) as events:  # type: ignore[type-var]
+                async with closing(target.backend.reply(narrowed, stop)) as events:
                     async for event in events:
                         begun = True
                         yield self._told(event, target, attempts)

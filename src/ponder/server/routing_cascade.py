@@ -15,11 +15,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 
 from ponder.errors import PonderError
-from ponder.protocols import Verifier
+from ponder.protocols import Verifier, closing
 from ponder.server.backend import Served
 from ponder.server.events import Begun, ReplyEvent, Usage
 from ponder.server.failures import Refusal, invalid
@@ -87,7 +86,7 @@ class Cascade:
             narrowed = attempts.narrowed(request, self._large)
             if narrowed is None:
                 raise Refusal(504, "timeout_error", f"no time was left for {self.name}", "allow more", code="timeout")
-            async with aclosing(self._large.backend.reply(narrowed, stop)) as answer:  # type: ignore[type-var]
+            async with closing(self._large.backend.reply(narrowed, stop)) as answer:
                 async for event in answer:
                     begun = True
                     if isinstance(event, Usage):
@@ -115,7 +114,7 @@ class Cascade:
         events: list[ReplyEvent] = []
         asked = self._asked(request)
         try:
-            async with aclosing(self._small.backend.reply(asked, stop)) as answer:  # type: ignore[type-var]
+            async with closing(self._small.backend.reply(asked, stop)) as answer:
                 async for event in answer:
                     if isinstance(event, Usage):
                         attempts.add(self._small, event)

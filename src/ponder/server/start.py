@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from ponder.errors import InputError
+from ponder.server.joined import JoinedProtocol
 
 DRAIN = 30.0
 """Seconds that requests at work have to end in once the server is told to stop."""
@@ -52,7 +53,7 @@ def configured(app: Any, host: str, port: int) -> uvicorn.Config:
         app,
         host=host,
         port=port,
-        http="httptools",
+        http=JoinedProtocol,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -166,17 +166,13 @@ class Upstream:
 
     # ------------------------------------------------------------ answers
 
-    async def reply(self, request: Request, stop: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
+    def reply(self, request: Request, stop: asyncio.Event) -> AsyncGenerator[ReplyEvent, None]:
         """See `backend.Backend`."""
         if request.job is not None:
-            events = Job(self, request, stop).events()
-        elif request.n > 1 and not self.dialect.several:
-            events = fanned(request, lambda each: Run(self, each, stop).events(), self.name)
-        else:
-            events = Run(self, request, stop).events()
-        async with aclosing(events):
-            async for event in events:
-                yield event
+            return Job(self, request, stop).events()
+        if request.n > 1 and not self.dialect.several:
+            return fanned(request, stop, lambda each, over: Run(self, each, over).events(), self.name)
+        return Run(self, request, stop).events()
 
     async def count(self, request: Request) -> int:
         """As the server counts. Raises Refusal: 501 where it does not."""
@@ -213,20 +209,19 @@ class Upstream:
         """
         retries, data = self.configuration.retries, ask.data
         for number in range(1, retries.attempts + 1):
-            pause = random.uniform(0.5, 1) * retries.base * 2.0 ** (number - 1)
             try:
                 answer = await self._wire.ask("POST", ask.path, data, cut, ask.headers)
             except WireError as error:
                 if error.kind == "cut" or (cut.reason and error.kind != "unreachable"):
                     raise WireError("cut", cut.reason) from None
-                refused = of_wire(self.name, error)
+                refused, after = of_wire(self.name, error), None
                 again = error.kind == "unreachable"
             else:
                 if answer.status == 200:
                     return answer
                 refused, after = await self._refused(answer)
                 again = answer.status in BUSY and after is not None and after <= retries.patience
-                pause = pause if after is None else after
+            pause = random.uniform(0.5, 1) * retries.base * 2.0 ** (number - 1) if after is None else after
             if not again or number == retries.attempts or pause >= left():
                 raise refused
             if not await cut.pause(pause):

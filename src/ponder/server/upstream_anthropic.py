@@ -118,6 +118,7 @@ class Anthropic:
             "frequency_penalty": bool(sampling.frequency_penalty),
             "presence_penalty": bool(sampling.presence_penalty),
             "logit_bias": bool(sampling.logit_bias),
+            "ignore_eos": sampling.ignore_eos,
             "response_format": request.shape.kind == "json",
         }
         for name, asked in unable.items():

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from ponder.server.events import Usage
+from ponder.server.request import Request
+from ponder.server.upstream_dialect import prompt_tokens
 from ponder.types import Cost
 
 
@@ -27,6 +29,11 @@ def attempt(backend: str, model: str, usage: Usage | None, error: str = "") -> d
         "dollars": used.dollars,
     }
     return entry | ({"error": error} if error else {})
+
+
+def without_answer(request: Request, lost: bool) -> Usage:
+    """What one is booked with that told no usage: where it may have made tokens its prompt counts, else nothing."""
+    return Usage(prompt=prompt_tokens(request), estimated=True) if lost else Usage(dollars=0.0)
 
 
 def attempts_of(usage: Usage, backend: str, model: str, error: str = "") -> list[dict[str, Any]]:

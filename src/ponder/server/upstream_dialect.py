@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from pydantic_core import to_json
+
 from ponder.server.events import Call, Content, Ended, Reason, Reasoning, ReplyEvent, Token, Usage
 from ponder.server.request import Request
 from ponder.types import Cost
@@ -42,7 +44,10 @@ class Ask:
         """The body as it is sent."""
         if self.content:
             return self.content
-        return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        try:
+            return to_json(self.body)
+        except ValueError:  # half of a surrogate pair, or what is no number
+            return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 class Failed(Exception):
@@ -145,7 +150,7 @@ class Heard:
             self.seen.add(event.choice)
             if event.choice == 0:
                 self.text.append(event.text)
-        elif isinstance(event, Content | Call):
+        elif isinstance(event, (Content, Call)):
             text = event.text if isinstance(event, Content) else event.arguments + event.name
             self.answer += len(text.encode("utf-8", "replace"))
             self.pieces += 1
@@ -208,13 +213,13 @@ def prompt_tokens(request: Request) -> int:
 
 
 def object_of(value: Any) -> Mapping[str, Any]:
-    """An object, or an empty one."""
-    return value if isinstance(value, Mapping) else {}
+    """An object, or an empty one. What JSON gives is a `dict`, which is told in a fifth of the time of a `Mapping`."""
+    return value if isinstance(value, dict) else {}
 
 
 def objects_of(value: Any) -> list[Mapping[str, Any]]:
     """The objects of a list."""
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def text_of(value: Any) -> str:
@@ -224,6 +229,8 @@ def text_of(value: Any) -> str:
 
 def count_of(value: Any) -> int:
     """A count: a whole number from 0 on, else 0."""
+    if type(value) is int and 0 <= value < 2**53:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
         return 0
     return int(value)

@@ -84,6 +84,7 @@ class Gemini:
             "min_p": sampling.min_p is not None,
             "logprobs": sampling.logprobs is not None,
             "logit_bias": bool(sampling.logit_bias),
+            "ignore_eos": sampling.ignore_eos,
         }
         for name, asked in unable.items():
             if asked:

@@ -61,11 +61,14 @@ _LOCAL: frozenset[Flavour] = frozenset({"vllm", "sglang", "llama-server"})
 _DRAWS: Mapping[str, frozenset[Flavour]] = {
     "top_k": _LOCAL | {"ollama", "openrouter", "qwen"},
     "min_p": _LOCAL | {"openrouter"},
+    "ignore_eos": _LOCAL,
 }
 _ONE_CHOICE: frozenset[Flavour] = frozenset({"ollama", "openrouter", "deepseek", "qwen"})
 """Those that give one choice, whatever `n` says."""
 _ANY_JSON: frozenset[Flavour] = frozenset({"deepseek"})
 """Those that hold answers to JSON, but to no schema."""
+_PLAIN = frozenset({"role", "content"})
+"""The fields of a piece that has nothing but text in it."""
 _CONTINUED: frozenset[Flavour] = frozenset({"vllm", "sglang"})
 """Those that go on from the beginning of an answer."""
 
@@ -149,7 +152,7 @@ class OpenAI:
     def _drawn(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
         for name, flavours in _DRAWS.items():
-            if getattr(sampling, name) is not None and self.flavour not in flavours:
+            if getattr(sampling, name) not in (None, False) and self.flavour not in flavours:
                 raise invalid(f"{request.model} has no {name}", "leave it out", name)
         body: dict[str, Any] = {
             "temperature": sampling.temperature,
@@ -162,6 +165,7 @@ class OpenAI:
             "frequency_penalty": sampling.frequency_penalty or None,
             "presence_penalty": sampling.presence_penalty or None,
             "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
+            "ignore_eos": sampling.ignore_eos or None,
             "n": request.n if request.n > 1 else None,
             "user": request.user or None,
         }
@@ -359,8 +363,10 @@ class _Reading:
             status = count_of(error.get("code")) or count_of(error.get("status"))
             message = OpenAI().failed(document) or "it told of an error"
             raise Failed(message, status if 400 <= status < 600 else 0, text_of(error.get("code")))
-        self._usage = object_of(document.get("usage")) or self._usage
-        self._timings = object_of(document.get("timings")) or self._timings
+        if document.get("usage"):
+            self._usage = object_of(document["usage"]) or self._usage
+        if document.get("timings"):
+            self._timings = object_of(document["timings"]) or self._timings
         events: list[ReplyEvent] = []
         for choice in objects_of(document.get("choices")):
             for event in self._choice(choice):
@@ -373,9 +379,12 @@ class _Reading:
         if index >= self._request.n or index in self.heard.ended:
             return []
         delta = object_of(choice.get("delta")) or object_of(choice.get("message")) or choice
-        events: list[ReplyEvent] = list(self._thoughts(delta, index))
-        events += self._content(delta, choice, index)
-        events += self._called(delta, index)
+        events: list[ReplyEvent]
+        text = delta.get("content")
+        if delta.keys() <= _PLAIN and text and isinstance(text, str) and self._request.sampling.logprobs is None:
+            events = [Content(text, index)]  # most pieces of most answers
+        else:
+            events = [*self._thoughts(delta, index), *self._content(delta, choice, index), *self._called(delta, index)]
         reason = text_of(choice.get("finish_reason"))
         if reason:
             events.append(self._end(reason, choice, index))
@@ -410,9 +419,9 @@ class _Reading:
         return bool(text_of(delta.get("reasoning_content")) or text_of(delta.get("reasoning")))
 
     def _called(self, delta: Mapping[str, Any], index: int) -> list[Call]:
-        calls = self._calls.setdefault(index, _Calls())
-        found = []
+        found: list[Call] = []
         for call in objects_of(delta.get("tool_calls")):
+            calls = self._calls.setdefault(index, _Calls())
             function, id = object_of(call.get("function")), text_of(call.get("id"))
             name, arguments = text_of(function.get("name")), text_of(function.get("arguments"))
             given = call.get("index")
@@ -422,7 +431,7 @@ class _Reading:
 
     def _end(self, reason: str, choice: Mapping[str, Any], index: int) -> Ended:
         known = _REASONS.get(reason, "stop")
-        if known == "stop" and self._calls[index].count:  # Ollama says "stop" after a call
+        if known == "stop" and index in self._calls:  # Ollama says "stop" after a call
             known = "tool_calls"
         met = choice.get("stop_reason")  # vLLM's: the stop string, or the id of a token
         return Ended(known, index, met if isinstance(met, str) and met in self._request.sampling.stop else None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from ponder.server.events import Begun, Ended, Reasoning, ReplyEvent, Usage
 from ponder.server.failures import Refusal, invalid
 from ponder.server.request import Request
-from ponder.server.upstream_answer import WireError
+from ponder.server.upstream_answer import Answer, WireError
 from ponder.server.upstream_attempts import attempt, total
 from ponder.server.upstream_dialect import Ask, Failed, Reading
 from ponder.server.upstream_failures import cut_off, garbled, late, of_status, of_wire, resting
@@ -45,9 +45,15 @@ class Run:
         """The events of the answer; see `backend.Backend`."""
         with self._until.ending():
             try:
-                async with aclosing(self._answered()) as events:
+                request, ask = await self._asked()
+                reading = self._reading = self._upstream.dialect.reading(request)
+                async with aclosing(self._read(ask, reading)) as events:
                     async for event in events:
                         yield event
+                if ask.limit is not None and self._over(reading, ask.limit) and not self._cut.reason:
+                    async with aclosing(self._closed(request, reading)) as events:
+                        async for event in events:
+                            yield event
                 for event in self._end():
                     yield event
             except Refusal as refusal:
@@ -61,7 +67,8 @@ class Run:
 
     # ------------------------------------------------------------ the answer
 
-    async def _answered(self) -> AsyncGenerator[ReplyEvent, None]:
+    async def _asked(self) -> tuple[Request, Ask]:
+        """The request as the upstream takes it, and in its words. Raises Refusal."""
         upstream, request = self._upstream, self._request
         if request.strategy not in _PLAIN:
             problem = f"{request.model} is served by {self._name}, and no strategies run over it"
@@ -73,17 +80,17 @@ class Run:
         if not upstream.breaker.enter():
             raise resting(self._name, upstream.breaker.left)
         self._entered = True
-        reading = self._reading = upstream.dialect.reading(request)
-        async with aclosing(self._read(ask, reading)) as events:
-            async for event in events:
-                yield event
-        if ask.limit is None or not self._over(reading, ask.limit) or self._cut.reason:
-            return
+        return request, ask
+
+    async def _closed(self, request: Request, reading: Reading) -> AsyncGenerator[ReplyEvent, None]:
+        """The answer after a thinking that was cut."""
+        upstream = self._upstream
+        model = upstream.upstream_model(request)
         self._parts.append(self._counted(reading))
-        closing = upstream.dialect.closed(request, model, "".join(reading.heard.text), self._parts[0].completion)
-        assert closing is not None, "a dialect that sets a limit can go on from it"
+        closed = upstream.dialect.closed(request, model, "".join(reading.heard.text), self._parts[0].completion)
+        assert closed is not None, "a dialect that sets a limit can go on from it"
         reading = self._reading = upstream.dialect.reading(request)
-        async with aclosing(self._read(closing, reading)) as events:
+        async with aclosing(self._read(closed, reading)) as events:
             async for event in events:
                 if not isinstance(event, Reasoning):  # the budget for it is spent
                     yield event
@@ -91,19 +98,25 @@ class Run:
     async def _read(self, ask: Ask, reading: Reading) -> AsyncGenerator[ReplyEvent, None]:
         """The events of one request; ends early where its limit of thinking is reached."""
         try:
-            async with aclosing(self._documents(ask)) as documents:
-                async for document in documents:
-                    events = reading.take(document)
-                    if not self._begun:
-                        self._begun = True
-                        if self._upstream.breaker.state != "closed":  # it has been tried, and answers
-                            self._upstream.breaker.succeeded()
-                        yield Begun(self._request.model, self._name, ask.hard)
-                    used = 0 if ask.limit is None or reading.heard.answering else self._thought(reading)
-                    if ask.limit is None or used <= ask.limit:
-                        for event in events:
-                            yield event
-                    if ask.limit is not None and self._over(reading, ask.limit):
+            answer = await self._upstream.sent(ask, self._cut, lambda: self._until.left)
+            with closing(answer):
+                reader = self._reader(answer)
+                while True:
+                    piece = await (answer.read() if reader is None else answer.piece())
+                    for document in self._documents(answer, reader, piece):
+                        events = reading.take(document)
+                        if not self._begun:
+                            self._begun = True
+                            if self._upstream.breaker.state != "closed":  # it has been tried, and answers
+                                self._upstream.breaker.succeeded()
+                            yield Begun(self._request.model, self._name, ask.hard)
+                        used = 0 if ask.limit is None or reading.heard.answering else self._thought(reading)
+                        if ask.limit is None or used <= ask.limit:
+                            for event in events:
+                                yield event
+                        if ask.limit is not None and self._over(reading, ask.limit):
+                            return
+                    if reader is None or not piece:
                         return
         except Failed as failed:
             message = self._upstream.scrubbed(failed.message)
@@ -124,32 +137,29 @@ class Run:
         counted = reading.usage()
         return max(reading.heard.thoughts, counted.completion if counted is not None else 0)
 
-    async def _documents(self, ask: Ask) -> AsyncGenerator[Mapping[str, Any], None]:
-        """What the server says, document by document, streamed or whole."""
-        answer = await self._upstream.sent(ask, self._cut, lambda: self._until.left)
+    def _reader(self, answer: Answer) -> SseReader | None:
+        """What reads a stream; None where the server answers whole."""
+        if answer.kind == "application/json":
+            return None
+        if answer.kind != "text/event-stream":
+            raise garbled(self._name, f"answered with {answer.kind[:60] or 'nothing'!r}, no stream of events")
+        return SseReader()
+
+    def _documents(self, answer: Answer, reader: SseReader | None, piece: bytes) -> Iterator[Mapping[str, Any]]:
+        """What became complete with a piece; with an empty one, what the end completes."""
+        if reader is None:
+            yield self._parsed(piece)
+            return
         try:
-            if answer.kind == "application/json":
-                yield self._parsed(await answer.read())
-                return
-            if answer.kind != "text/event-stream":
-                raise garbled(self._name, f"answered with {answer.kind[:60] or 'nothing'!r}, no stream of events")
-            reader = SseReader()
-            while piece := await answer.piece():
-                for payload in reader.feed(piece):
-                    if payload.strip() == b"[DONE]":
-                        self._done = True
-                        answer.hurry(_AFTER_END)
-                    elif not self._done:
-                        yield self._parsed(payload)
-            for payload in reader.rest():
-                if payload.strip() != b"[DONE]" and not self._done:
-                    yield self._parsed(payload)
-                else:
-                    self._done = True
+            payloads = reader.feed(piece) if piece else reader.rest()
         except TooLong:
             raise garbled(self._name, "sent an event that is too long") from None
-        finally:
-            answer.close()
+        for payload in payloads:
+            if payload.strip() == b"[DONE]":
+                self._done = True
+                answer.hurry(_AFTER_END)
+            elif not self._done:
+                yield self._parsed(payload)
 
     def _parsed(self, payload: bytes) -> Mapping[str, Any]:
         try:

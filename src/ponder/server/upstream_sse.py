@@ -29,6 +29,11 @@ class SseReader:
         """The payloads that became complete. Raises TooLong."""
         if self._after_cr or b"\r" in piece:
             piece = self._plain(piece)
+        if not (self._line or self._data) and piece.endswith(b"\n\n") and len(piece) <= self._most:
+            events = piece[:-2].split(b"\n\n")
+            if all(event.startswith(b"data: ") and b"\n" not in event for event in events):  # as most servers send them
+                self._begun = True
+                return [event[6:] for event in events]
         lines = piece.split(b"\n")
         payloads: list[bytes] = []
         for line in lines[:-1]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 from ponder.errors import InputError
@@ -293,8 +294,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """There it is."""
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "abort")
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, and no subclass of it
         self._wire.opened(self)
 
     def data_received(self, data: bytes) -> None:

@@ -284,8 +284,11 @@ def _agreed(rank: Iterable[Said]) -> dict[str, Said]:
     return agreed
 
 
+_UNBOUNDED = Budget()
+
+
 def _budget(bounds: Mapping[str, Any], said: Mapping[str, Said]) -> Budget:
     try:
-        return Budget(**bounds)
+        return Budget(**bounds) if bounds else _UNBOUNDED
     except ValueError as error:  # answer above tokens: each of them is sound by itself
         raise wrong(said["budget.answer"].where, str(error)) from None

@@ -134,7 +134,8 @@ class Requests:
         With `until`, each ends as soon as that holds of it.
         """
         lead = drafts[0]
-        params = replace(self._model.params, max_tokens=action.tokens, ignore_eos=action.ignore_eos)
+        asked = self._model.params
+        params = replace(asked, max_tokens=action.tokens, ignore_eos=action.ignore_eos or asked.ignore_eos)
         if until is not None and self._model.engine.capabilities.until:
             params = replace(params, until=until.character)
         if action.grammar:
@@ -162,7 +163,7 @@ class Requests:
                 self._emit(draft.feed(chunk))
                 room[i] -= len(chunk.ids)
                 nothing = room[i] == action.tokens and not chunk.lost
-                if chunk.finish and nothing and (chunk.finish != "stop" or action.ignore_eos):
+                if chunk.finish and nothing and (chunk.finish != "stop" or params.ignore_eos):
                     raise EngineDisconnected("the engine ended a sample without a single token", "ask again")
                 over = until is not None and until(draft)
                 # An engine may forget to say that it ended: it is not asked.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ async def next_or_none(
         return None
     reading = asyncio.ensure_future(_read(stream))
     stopping = None if stop is None else asyncio.ensure_future(stop.wait())
-    waiting: set[asyncio.Future[object]] = {f for f in (reading, stopping) if f is not None}  # type: ignore[misc]
+    waiting: set[asyncio.Future[Any]] = {f for f in (reading, stopping) if f is not None}
     handed_out = False
     try:
         await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

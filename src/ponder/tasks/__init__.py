@@ -39,6 +39,7 @@ class Task:
     A question that declares a verifier of its own has it in its metadata, and that one holds for it.
     `sha256` is that of the whole file, or of the rows or entries where there is no file, however few of
     its questions were taken. `revision` is the commit of a data set from a model hub, where known.
+    `prompt` is the version of a stored prompt that stands before each question, such as "support@3".
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     verifier: str
     sha256: str
     revision: str | None = None
+    prompt: str | None = None
 
 
 def load(

@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as distributed
@@ -132,7 +132,7 @@ def _sharded(model: nn.Module, precision: torch.dtype) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
-    inner: Any = model.causal.model  # type: ignore[union-attr]
+    inner: Any = cast(Any, model.causal).model
     for layer in inner.layers:
         fully_shard(layer, mp_policy=policy)
     fully_shard(model, mp_policy=policy)

@@ -127,7 +127,8 @@ def _check(kind: str, beta: float, smoothing: float, reference: str) -> None:
     if reference not in get_args(Reference):
         raise InputError(f"there is no reference {reference!r}", f"Choose one of {', '.join(get_args(Reference))}")
     nothing = torch.zeros(1)
-    preference.preference(preference.Pair(nothing, nothing), None, kind=kind, beta=beta, label_smoothing=smoothing)  # type: ignore[arg-type]
+    any_kind: Any = kind  # an unknown one is refused there
+    preference.preference(preference.Pair(nothing, nothing), None, kind=any_kind, beta=beta, label_smoothing=smoothing)
 
 
 # ---------------------------------------------------------------- the reference

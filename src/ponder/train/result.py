@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from ponder.engine.torch_load import Loaded
 from ponder.errors import InputError, TrainingError
@@ -13,6 +14,9 @@ from ponder.train.export import to_peft, to_safetensors
 from ponder.train.place import RESULT, kept_recipe
 from ponder.train.recipe import Recipe
 from ponder.train.run import Run
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def there(folder: Path) -> bool:
@@ -26,7 +30,7 @@ def keep(recipe: Recipe, run: Run, devices: Devices) -> None:
         found = last(run.folder)
         model = trained(recipe, found)
         if start.adapted(recipe):
-            to_peft(model.model, run.folder / RESULT, metadata=model.metadata)  # type: ignore[arg-type]
+            to_peft(cast("PeftModel", model.model), run.folder / RESULT, metadata=model.metadata)
         else:
             to_safetensors(model.model, model.tokenizer, run.folder / RESULT, metadata=model.metadata)
     devices.wait()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from ponder.train.trainer import Trainer
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
 
 ADAPTER = "default"
 THINKING, TEMPERATURE = METADATA_KEYS
@@ -44,7 +45,7 @@ def loaded(recipe: Recipe, device: torch.device | str = "cpu", progress: Progres
     start = _new(recipe, recipe.model) if isinstance(recipe.model, NewModel) else _known(recipe, recipe.model, progress)
     if recipe.thinking is not None:
         start = replace(start, metadata={**start.metadata, THINKING: _format(recipe.thinking)})
-    start.model.to(device)  # type: ignore[arg-type]
+    start.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method, and loses its types
     return start
 
 
@@ -114,7 +115,7 @@ def _known(recipe: Recipe, name: str, progress: Progress) -> Loaded:
         mend = 'Set adapter = "own" to train that on' if own else "Name its base as model, and it as adapter"
         raise InputError(f"{name} comes with an adapter, and one alone can be trained", mend)
     if comes_adapted:
-        start = replace(start, model=start.model.merge_and_unload())  # type: ignore[operator]
+        start = replace(start, model=cast("PeftModel", start.model).merge_and_unload())
     return _to_train(recipe, start)
 
 
