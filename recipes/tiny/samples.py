@@ -64,13 +64,15 @@ def write_direct(examples: Sequence[Example], path: Path) -> None:
 def right_steps(example: Example, sample: Sample) -> tuple[float, ...]:
     """1 for each step that is the right one after those before it, whatever they came to; 0 for a slip.
 
-    So a reward model is asked what it can see: the operation of the question, the digit before, the result.
+    So a reward model is asked what it can see: the operation of the question, the digit before, the result; and of the
+    answer, whether it is what the last of all operations came to.
     """
     ends = step_ends(sample.text, sample.spans, MOST_STEPS)
     value, *operations = example.question.split()
     right = []
     for number, (begin, end) in enumerate(pairwise((0, *ends))):
         line = sample.text[begin:end].strip()
-        right.append(float(number < len(operations) and line == chains.step(operations[number], value)))
+        after = chains.step(operations[number], value) if number < len(operations) else value
+        right.append(float(number <= len(operations) and line == after))
         value = line[-1:]
     return tuple(right)

@@ -217,7 +217,8 @@ def test_a_process_reward_model_is_asked_after_each_step() -> None:
     def says(prefix: tuple[int, ...], token: int) -> float:
         said = TOKENIZER.decode(prefix).decode().removesuffix(MARKER)
         step = said.rpartition("<think>\n")[2].splitlines()[-1]
-        chance = 0.9 if right_lines((step,))[0] else 0.2
+        # What it thinks of the answer, as of the last step, is no matter here.
+        chance = 0.1 if step.startswith("The answer") else 0.9 if right_lines((step,))[0] else 0.2
         return math.log({ord("+"): chance, ord("-"): 1 - chance}[token])
 
     asked = replace(model_of(ScriptedEngine(lambda *_: [EOS], logprob=says)), format=PONDER)

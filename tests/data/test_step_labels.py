@@ -36,7 +36,7 @@ QUESTION = Question((user("How much?"),), reference="12")
 STEPS = ("2 + 3 = 5\n", "5 + 6 = 11\n", "11 + 1 = 12\n", "so it is done\n")
 
 
-def sample(*steps: str, answer: str = "The answer is 12.") -> Sample:
+def sample(*steps: str, answer: str = "") -> Sample:
     thinking = "".join(steps)
     text = f"{thinking}</think>\n{answer}"
     ids = (*text.encode(), EOS)
@@ -90,6 +90,17 @@ def some(steps: int, index: int) -> bool:
 
 
 # ------------------------------------------------------------------ steps and arithmetic
+
+
+def test_an_answer_is_labelled_by_whether_it_is_right() -> None:
+    """It is the last step, and only the end of the turn is left to draw after it."""
+
+    async def run(answer: str) -> Labels:
+        engine = ScriptedEngine(lambda prefix, *_: [EOS] if prefix[-1] == ord(".") else [*b"</think>\n12.", EOS])
+        return await continued(engine, k=3)(QUESTION, sample(*STEPS, answer=answer))
+
+    assert asyncio.run(run("12.")).values == (1.0,) * 5
+    assert asyncio.run(run("13.")).values == (*(1.0,) * 4, 0.0)
 
 
 def test_steps_end_where_the_verifier_asks() -> None:

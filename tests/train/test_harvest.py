@@ -37,6 +37,8 @@ def _said(texts: Texts, ask: Ask, index: int) -> Rollout:
     if before.endswith("<think>\n"):
         second = number + 2 if index != 1 else number + 3
         text = f"{number} + 1 = {number + 1}.\n{number + 1} + 1 = {second}.\n</think>\nThe answer is {second}."
+    elif "The answer is" in before:
+        text = ""
     else:
         answer = number + 2 if ENDS[index % 4] == " right" else 0
         text = f"so.\n</think>\nThe answer is {answer}."
@@ -58,19 +60,21 @@ def traces(path: Path) -> list[Trace]:
 
 def test_each_sample_is_scored_and_each_step_labelled(tmp_path: Path) -> None:
     found = run(tmp_path / "traces.jsonl", [], completions=4)
-    assert (found.questions, found.samples, found.right, found.steps) == (5, 10, 5, 20)
+    assert (found.questions, found.samples, found.right, found.steps) == (5, 10, 5, 30)
     kept = list(verified(traces(tmp_path / "traces.jsonl")))
     assert [item.score for item in kept] == [1.0, 0.0] * 5
-    # The first step of either: 3 of 4 completions are right. The wrong equation is 0 without asking.
-    assert [item.labels for item in kept] == [(0.75, 0.75), (0.75, 0.0)] * 5
+    # The first step of either: 3 of 4 completions are right. The wrong equation is 0 without asking, and so is what
+    # follows it. After the answer only the end is left to say.
+    assert [item.labels for item in kept] == [(0.75, 0.75, 1.0), (0.75, 0.0, 0.0)] * 5
 
 
 def test_nothing_is_asked_after_a_wrong_equation(tmp_path: Path) -> None:
     asked: list[Ask] = []
     run(tmp_path / "traces.jsonl", asked, count=1, completions=4)
     prefixes = [tiny_texts().decode(ask.prompt).rpartition("<think>\n")[2] for ask in asked[1:]]
-    assert sorted(prefixes) == sorted(["0 + 1 = 1.\n", "0 + 1 = 1.\n1 + 1 = 2.\n", "0 + 1 = 1.\n"])
-    assert len({ask.seed for ask in asked}) == 4
+    thought = "0 + 1 = 1.\n1 + 1 = 2.\n"
+    assert sorted(prefixes) == sorted(["0 + 1 = 1.\n", thought, "0 + 1 = 1.\n", f"{thought}</think>\nThe answer is 2."])
+    assert len({ask.seed for ask in asked}) == 5
 
 
 def test_it_goes_on_after_its_last_whole_part(tmp_path: Path) -> None:

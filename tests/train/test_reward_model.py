@@ -51,7 +51,7 @@ def drawn(said: Sequence[int], prompt: str = "How much?") -> Sample:
     return written.read(Sample(0, "", tuple(written.prompt((user(prompt),))), ids, (True,) * len(ids), none))
 
 
-def of_text(thinking: str, answer: str = "5.") -> Sample:
+def of_text(thinking: str, answer: str = "") -> Sample:
     prompt, said = texts().trace((user("How much?"),), thinking, answer)
     return drawn(said) if tuple(prompt) == drawn(said).prompt_ids else pytest.fail("two prompts")
 
@@ -114,12 +114,12 @@ THINKING = "2 + 3 = 5\n\n the other 5 is née\n5 * 2 = 10\nand the last"
 @pytest.mark.parametrize("answers", [("+", "-"), (" +", " -"), (" there", " them")])
 def test_rows_are_what_the_verifier_asks(most_steps: int | None, answers: tuple[str, str]) -> None:
     """Answers that begin alike are asked apart at the first token in which they differ."""
-    sample, settings = of_text(THINKING), {"token": answers[0], "against": answers[1]}
+    sample, settings = of_text(THINKING, "5."), {"token": answers[0], "against": answers[1]}
     chosen: Any = {} if most_steps is None else {"most_steps": most_steps}
     verifier = (outcome_reward if most_steps is None else process_reward_model)(**settings, **chosen)
     _, heard = scores(tiny_model(), [(verifier, sample)])
-    steps = 1 if most_steps is None else min(4, most_steps)
-    labels = [k / 4 for k in range(steps)]
+    steps = 1 if most_steps is None else min(5, most_steps)
+    labels = [k / 5 for k in range(steps)]
     row = labelled_row(texts(), sample, labels, most_steps=most_steps, **settings)
     assert [(tuple(ids), label) for ids, label in sequences(row)] == list(zip(heard[::2], labels, strict=True))
     question = asked(texts(), **settings)

@@ -84,10 +84,10 @@ def test_process() -> None:
     engine = Rewarding(ENGINE_CHANCES)
     verifier = process_reward_model(model_of(engine), adapters={"rewards": 0.5})
     made = score(verifier, drawn())
-    assert made.steps == pytest.approx((0.75, 0.125))
+    assert made.steps == pytest.approx((0.75, 0.125, 0.25))
     assert made.value == pytest.approx(0.125)
-    assert made.why == "weakest of 2 steps: 5 * 2 = 11"
-    assert [said for said, _ in engine.asked[::2]] == ["?2 + 3 = 5\n", "?2 + 3 = 5\n5 * 2 = 11\n"]
+    assert made.why == "weakest of 3 steps: 5 * 2 = 11"
+    assert [said for said, _ in engine.asked[::2]] == ["?2 + 3 = 5\n", "?2 + 3 = 5\n5 * 2 = 11\n", f"?{TEXT}"]
     assert {tuple((adapters or {}).items()) for _, adapters in engine.asked} == {(("rewards", 0.5),)}
 
 
@@ -154,6 +154,16 @@ def test_steps_keep_their_ends(pieces: list[str], most: int) -> None:
     assert "".join(whole.split()) == "".join(whole[: ends[-1] if ends else 0].split())
     before = step_ends(whole[: len(whole) // 2].rpartition("\n")[0] + "\n", (), most)
     assert before[: most - 1] == ends[: len(before[: most - 1])]
+
+
+@pytest.mark.parametrize(
+    ("answer", "most", "ends"),
+    [("", 9, [2, 4]), ("7", 9, [2, 4, 14]), ("7\n\n8\n", 9, [2, 4, 18]), ("7", 2, [2, 14]), (" \n", 9, [2, 4])],
+)
+def test_the_answer_is_one_step_after_the_thinking(answer: str, most: int, ends: list[int]) -> None:
+    text = f"a\nb\n</think>\n{answer}"
+    spans = (Span("thinking", 0, 4), Span("marker", 4, 13), Span("answer", 13, len(text)))
+    assert step_ends(text, spans, most) == ends
 
 
 def test_from_function() -> None:

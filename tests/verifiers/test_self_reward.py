@@ -138,14 +138,14 @@ def test_earlier_steps_are_not_asked_again() -> None:
 
 def test_a_parser_may_hold_back_the_end_of_a_step() -> None:
     """While it is drawn its text ends before the newline that its tokens have: the step is the same one."""
-    engine = by_line(0.8, 0.25)
+    engine = by_line(0.8, 0.25, 0.5)
     verifier = process_reward(model_of(engine))
     whole = drawn("One.\n", engine)
     score(verifier, replace(whole, text="One.", spans=(Span("thinking", 0, 4),)))
     assert engine.calls == 2
     spans = (Span("thinking", 0, 4), Span("marker", 4, 14), Span("answer", 14, 15))
     closed = score(verifier, drawn("One.\n</think>\n5", engine, spans))
-    assert (engine.calls, closed.cost, len(closed.steps)) == (2, Cost(), 1)
+    assert (engine.calls, closed.cost.calls, len(closed.steps)) == (4, 2, 2)  # the answer alone is asked anew
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_what_counts_as_a_step() -> None:
     answer = (Span("answer", 0, 4),)
     assert len(score(verifier, drawn("a\n\nb", engine, answer)).steps) == 2
     both = (Span("marker", 0, 2), Span("thinking", 2, 3), Span("answer", 4, 9))
-    assert len(score(verifier, drawn("> a\nb\nc\nd", engine, both)).steps) == 1
+    assert len(score(verifier, drawn("> a\nb\nc\nd", engine, both)).steps) == 2
     assert len(score(verifier, drawn("a\nb", engine, ())).steps) == 2
     pieces = tuple(Span("thinking", at, at + 1) for at in range(7))
     assert score(verifier, drawn("One.\nTwo.", engine, pieces)).why == "weakest of 2 steps: One."
@@ -251,7 +251,8 @@ def test_on_the_embedded_model(llama: LlamaEngine) -> None:
 
     sample, made, again = asyncio.run(run())
     # Where it answers at once, as it may, the answer is its one step.
-    assert len(made.steps) == min(4, len([line for line in sample.thinking.splitlines() if line.strip()]) or 1)
+    thought = len([line for line in sample.thinking.splitlines() if line.strip()])
+    assert len(made.steps) == min(4, thought + (1 if sample.answer.strip() else 0))
     assert all(0 < value < 1 for value in made.steps)
     assert made.value == min(made.steps)
     assert made.cost.verifier == made.cost.calls == 2 * len(made.steps)

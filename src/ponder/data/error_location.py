@@ -57,18 +57,19 @@ async def written(model: Model, solution: Solution) -> Sample:
 async def values_of(verifier: Verifier, model: Model, given: Sequence[Solution], workers: int = 8) -> list[list[float]]:
     """The verifier's value of each step of each solution.
 
+    The value of the answer, which a verifier may give as one more step, is left out: mistakes are in steps before it.
     Raises InputError for a verifier that does not score as many steps as a solution has.
     """
     asked = bound(verifier, model)
 
     async def work(solution: Solution) -> list[float]:
         score = await asked(solution.example.asked(), await written(model, solution))
-        if len(score.steps) != len(solution.steps):
+        if len(score.steps) - len(solution.steps) not in (0, 1):
             raise InputError(
                 f"{score.verifier} scored {len(score.steps)} steps of a solution of {len(solution.steps)}",
                 "Give a verifier of steps, and set its most_steps high enough",
             )
-        return list(score.steps)
+        return list(score.steps[: len(solution.steps)])
 
     return [values async for values in in_order(work, given, workers)]
 

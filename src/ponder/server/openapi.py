@@ -20,7 +20,8 @@ from ponder.server.openapi_requests import Schema, requests
 
 JSON, STREAM, HTML, PLAIN = "application/json", "text/event-stream", "text/html", "text/plain"
 FORM, SOUND = "multipart/form-data", "audio/*"
-_EVENTS: Schema = {"type": "string", "description": "Server-sent events."}
+_EVENTS: Schema = {"description": "Server-sent events."}
+"""Without a type: some readers of the document take the stream for a string, others for a list of its events."""
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _LIST: Schema = {"type": "array", "items": {"type": "object"}}
 

@@ -42,9 +42,10 @@ class Tokens:
         body.only("model", "prompt", "messages", "tools", "add_special_tokens", "add_generation_prompt")
         body.flag("add_special_tokens")
         body.flag("add_generation_prompt")
+        tools = tools_of(body)
         local = self._local(body.text("model", ""))
         if body.has("messages"):
-            ids = (await local.model.prompt(messages_of(body), False, tools_of(body))).ids
+            ids = (await local.model.prompt(messages_of(body), False, tools)).ids
         else:
             ids = tuple(await local.model.engine.tokenize(body.need_text("prompt", empty=True)))
         context = local.model.engine.info.context

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -114,7 +115,10 @@ def _labels(
                 asks.append(ask)
                 places.append((number, step))
     groups = rollouts(asks) if asks else []
-    judged = rewards.of([_whole(rollout, texts) for group in groups for rollout in group])
+    begun = [flat[number].rollout.sample for number, _ in places]
+    judged = rewards.of(
+        [_whole(rollout, first, texts) for first, group in zip(begun, groups, strict=True) for rollout in group]
+    )
     for at, (number, step) in enumerate(places):
         mine = judged[at * completions : (at + 1) * completions]
         values[number][step] = sum(one.correct and one.rollout.sample.finish == "stop" for one in mine) / completions
@@ -147,9 +151,20 @@ def _going_on(rollout: Rollout, length: int, completions: int, step: int) -> Ask
     return replace(ask, prompt=(*ask.prompt, *ids), n=completions, max_tokens=left, thinking=thinking, seed=seed)
 
 
-def _whole(rollout: Rollout, texts: Texts) -> Rollout:
-    """A completion, read together with what it completes: the text in its prompt is inside thinking still."""
-    return replace(rollout, sample=texts.read(rollout.sample, inside=True))
+def _whole(rollout: Rollout, begun: Sample, texts: Texts) -> Rollout:
+    """A completion, read together with the beginning of the sample that it completes."""
+    sample, prompt = rollout.sample, begun.prompt_ids
+    before = sample.prompt_ids[len(prompt) :]
+    unknown = (None,) * len(before)
+    whole = replace(
+        sample,
+        prompt_ids=prompt,
+        ids=(*before, *sample.ids),
+        mask=((False,) * len(before) + sample.mask),
+        logprobs=(*unknown, *sample.logprobs),
+    )
+    drawn = (*(math.nan for _ in before), *rollout.drawn)
+    return replace(rollout, sample=texts.read(whole), drawn=drawn)
 
 
 # ---------------------------------------------------------------- traces

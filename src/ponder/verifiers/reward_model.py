@@ -198,10 +198,13 @@ def from_function(name: str, reward: Callable[[Question, Sample], float | Awaita
 def step_ends(text: str, spans: Sequence[Span], most: int) -> list[int]:
     """Where the steps end in `text`, in characters: each line that is not blank, its newline included.
 
-    Lines are those of the thinking, where there is any, else of the answer. The first `most` - 1 are a step
-    each and the rest of them is one, so that a step keeps its end when more of them follow.
+    Lines are those of the thinking, where there is any, and the answer after it is one more step: it may be another
+    than the thinking came to. Without thinking they are the answer's. The first `most` - 1 are a step each and the rest
+    of them is one, so that a step keeps its end when more of them follow.
     """
-    ends = _line_ends(text, "thinking", spans) or _line_ends(text, "answer", spans or [Span("answer", 0, len(text))])
+    answer = _line_ends(text, "answer", spans or [Span("answer", 0, len(text))])
+    thinking = _line_ends(text, "thinking", spans)
+    ends = [*thinking, *answer[-1:]] if thinking else answer
     return ends if len(ends) <= most else [*ends[: most - 1], ends[-1]]
 
 
