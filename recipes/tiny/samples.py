@@ -71,7 +71,7 @@ def right_steps(example: Example, sample: Sample) -> tuple[float, ...]:
     value, *operations = example.question.split()
     right = []
     for number, (begin, end) in enumerate(pairwise((0, *ends))):
-        line = sample.text[begin:end].strip()
+        line = sample.text[begin:end].split()[-1]  # the end of thinking stands before the answer
         after = chains.step(operations[number], value) if number < len(operations) else value
         right.append(float(number <= len(operations) and line == after))
         value = line[-1:]

@@ -123,9 +123,10 @@ def test_a_step_is_judged_by_those_before_it() -> None:
     (made,) = chains.chains(1, [4], seed=3)
     lines = made.thinking.split("\n")
 
-    def judged(thinking: str) -> tuple[float, ...]:
-        text = f"{thinking}\n</think>\n{made.answer}"
+    def judged(thinking: str, answer: str = "") -> tuple[float, ...]:
+        text = f"{thinking}\n</think>\n{answer}"
         spans = (Span("thinking", 0, len(thinking)), Span("marker", len(thinking), len(thinking) + 10))
+        spans = (*spans, Span("answer", len(thinking) + 10, len(text)))
         steps: tuple[float, ...] = samples.right_steps(made, Sample(0, text, spans=spans, thinking=thinking))
         return steps
 
@@ -136,6 +137,11 @@ def test_a_step_is_judged_by_those_before_it() -> None:
     assert judged("\n".join([lines[0], lines[1][:-1] + wrong, after])) == (1, 0, 1)
     assert judged("\n".join([lines[0], *lines[2:]])) == (1, 0, 0)
     assert judged("\n".join([*lines, lines[-1]])) == (1, 1, 1, 1, 0)
+    # The answer is what all of the operations came to, and not what only some of them did.
+    other = str((int(made.answer) + 1) % 10)
+    assert judged(made.thinking, made.answer) == (1, 1, 1, 1, 1)
+    assert judged(made.thinking, other) == (1, 1, 1, 1, 0)
+    assert judged("\n".join(lines[:3]), lines[2][-1]) == (1, 1, 1, 0)
 
 
 # ---------------------------------------------------------------- the claims
