@@ -48,7 +48,7 @@ class Size:
     first: int = 20_000
     examples: int = 6_000
     questions: int = 3_000
-    sampled: int = 2_400
+    sampled: int = 6_000
     samples: int = 2
     test: int = 420
     pool: int = 6

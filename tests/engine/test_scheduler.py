@@ -50,9 +50,13 @@ class Asked:
 class Bench:
     """A scheduler, its backend, and everything that was asked of it."""
 
-    def __init__(self, *, cells: int = 4096, sequences: int = 16, shelf: int = 2**20, **backend: object) -> None:
+    def __init__(
+        self, *, cells: int = 4096, sequences: int = 16, shelf: int = 2**20, tidy: bool = True, **backend: object
+    ) -> None:
         self.backend = CacheBackend(cells=cells, sequences=sequences, **backend)
-        self.scheduler = Scheduler(self.backend, cells=cells, sequences=sequences, end_ids=END_IDS, shelf=shelf)
+        self.scheduler = Scheduler(
+            self.backend, cells=cells, sequences=sequences, end_ids=END_IDS, shelf=shelf, tidy=tidy
+        )
         self.asked: list[Asked] = []
 
     def ask(
@@ -299,12 +303,39 @@ def test_what_is_idle_leaves_the_cache_when_other_work_begins_and_comes_back_who
     for prefix in (LONG[:12], LONG[20:32], LONG[40:52], LONG[60:72]):
         bench.ask(prefix, n=2, max_tokens=3)
         bench.finish()
-    assert describe(bench.scheduler)["cached"] == 12 + 2 * 14  # the last one's prompt, and its two samples
+    assert describe(bench.scheduler)["cached"] == 2 * 14  # the last one's samples, of which one went on in the prompt's
     for asked in bench.asked[:4]:
         for index in (0, 1):
             continued = bench.ask([*asked.request.prefix, *asked.ids(index)], max_tokens=1)
             bench.finish()
             assert continued.prompts == [(1, 14)]
+    bench.check_over()
+
+
+def test_a_sample_that_alone_goes_on_from_somewhere_is_copied_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, copies = Bench(), list[tuple[int, ...]]()
+    copy = bench.backend.copy
+    monkeypatch.setattr(bench.backend, "copy", lambda *about: copies.append(about) or copy(*about))
+    first = bench.ask(LONG[:10], n=3, max_tokens=3)
+    bench.finish()
+    assert len(copies) == 2  # the third took the prompt's own sequence
+    for index in range(3):
+        bench.ask([*LONG[:10], *first.ids(index), 7], max_tokens=2)
+    bench.finish()
+    assert len(copies) == 2
+    bench.check_over()
+
+
+def test_nothing_is_put_away_before_there_is_no_room_where_idle_sequences_slow_nobody_down() -> None:
+    bench = Bench(cells=200, sequences=6, tidy=False)
+    for prefix in (LONG[:12], LONG[20:32], LONG[40:52]):
+        bench.ask(prefix, max_tokens=3)
+        bench.finish()
+    assert (describe(bench.scheduler)["cached"], describe(bench.scheduler)["shelved"]) == (3 * 14, 0)
+    for prefix in (LONG[60:72], LONG[80:92], LONG[100:112], LONG[120:132]):
+        bench.ask(prefix, max_tokens=3)
+        bench.finish()
+    assert describe(bench.scheduler)["shelved"] > 0
     bench.check_over()
 
 

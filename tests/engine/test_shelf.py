@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponder.engine.shelf import Shelf, cells, common
+from ponder.engine.shelf import Shelf, cells, common, longer
 
 TOKENS = st.lists(st.integers(0, 2), max_size=8)
 ADAPTERS = st.sampled_from([(0.0,), (1.0,)])
@@ -21,6 +21,11 @@ def slow_common(a: list[int], b: list[int]) -> int:
 @given(TOKENS, TOKENS)
 def test_common_is_the_length_of_the_longest_common_prefix(a: list[int], b: list[int]) -> None:
     assert common(a, b) == slow_common(a, b)
+
+
+@given(TOKENS, TOKENS, st.integers(0, 9))
+def test_longer_tells_whether_more_is_common(a: list[int], b: list[int], length: int) -> None:
+    assert longer(a, b, length) == (slow_common(a, b) > length)
 
 
 @given(st.lists(st.tuples(ADAPTERS, TOKENS)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from tiny import tiny_lora, tiny_model, torch
 
 from ponder.engine.libllama import ABORTED
 from ponder.engine.torch_adapters import adapters_of, evaluating, is_plain
-from ponder.engine.torch_backend import TorchBackend
+from ponder.engine.torch_backend import BLOCK, TorchBackend
 from ponder.engine.torch_decoder import ROUND
 from ponder.engine.torch_projection import packs
 from ponder.engine.torch_slow import SlowBackend
@@ -212,9 +214,56 @@ def test_the_cache_grows_with_what_is_in_use() -> None:
     for number in range(5):
         backend.decode([(token, at, number, False) for at, token in enumerate(ids_of(number, 4))])
     assert backend._decoder.keys.numel() == 8 * small
-    backend.decode([(token, 4 + at, 0, False) for at, token in enumerate(ids_of(0, ROUND))])
+    backend.decode([(token, 4 + at, 0, False) for at, token in enumerate(ids_of(0, BLOCK))])
     assert backend._decoder.keys.numel() == 16 * small
     assert backend.bytes_a_token == 2 * 2 * 2 * 8 * 4
+
+
+def test_what_is_reserved_takes_no_memory_and_never_moves() -> None:
+    book = Book(batched)
+    book.backend.reserve(SEQUENCES)
+    place, before = book.backend._decoder.keys.data_ptr(), _resident()
+    huge = batched(model_of())
+    huge.reserve(200_000)
+    assert huge._decoder.keys.nbytes > 2**31
+    assert _resident() - before < 2**28
+    book.decode({number: ids_of(number, 4 + 40 * number) for number in range(SEQUENCES)})
+    book.decode({number: ids_of(9, 1) for number in range(SEQUENCES)})
+    assert book.backend._decoder.keys.data_ptr() == place
+
+
+def _resident() -> int:
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_pieces_of_many_sequences_are_computed_together_wherever_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, sizes = Book(batched), list[int]()
+    book.decode({0: ids_of(0, CONTEXT - 4), 1: ids_of(1, 70), 2: ids_of(2, 1)})
+    prefill = book.backend._decoder.prefill
+    monkeypatch.setattr(book.backend._decoder, "prefill", lambda ids, *at: sizes.append(len(ids)) or prefill(ids, *at))
+    book.decode({0: ids_of(5, 3), 1: ids_of(6, 12), 2: ids_of(7, 2), 3: ids_of(8, 9)})  # padding ends beyond row 0
+    assert sizes == [4]
+    book.decode({1: ids_of(1, 100), 2: ids_of(2, 5)})
+    assert sizes == [4, 1, 1]  # the padding would cost more than a product of its own
+
+
+def test_a_computation_ends_where_it_is_interrupted_and_is_done_again() -> None:
+    book = Book(batched)
+    book.decode({0: ids_of(0, 20), 1: ids_of(1, 9)})
+    decoder = book.backend._decoder
+    heads, layers = decoder._heads, iter(range(100))
+
+    def stopping(*args: Any) -> Any:
+        if next(layers) == 0:
+            book.backend.interrupted = True
+        return heads(*args)
+
+    decoder._heads = stopping  # type: ignore[method-assign]
+    assert book.backend.decode([(5, 20, 0, True), (6, 9, 1, False), (7, 10, 1, True)]) == ABORTED
+    assert next(layers) == 1, "the second layer was computed"
+    book.backend.interrupted = False
+    book.decode({0: [5], 1: [6, 7]})
 
 
 def test_narrow_numbers_over_wide_weights_come_close() -> None:

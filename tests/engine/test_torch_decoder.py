@@ -54,7 +54,7 @@ def test_prefill_decode_and_going_on_from_a_copy(kind: str) -> None:
         hidden = decoder.decode(ids[:, place], torch.full((3,), place), place + 1)
         assert worst(decoder.logits(hidden), want[:, place]) < 3e-6
     decoder.copy(1, [3], 10)
-    assert worst(decoder.logits(decoder.prefill(ids[1:2, 10:], [3], 10)), want[1:2, 10:]) < 3e-6
+    assert worst(decoder.logits(decoder.prefill(ids[1:2, 10:], [3], [10])), want[1:2, 10:]) < 3e-6
 
 
 def test_every_family_is_tried() -> None:

@@ -220,8 +220,9 @@ def test_process_rewards_tell_the_steps_of_an_answer_apart() -> None:
     from ponder.train.rollout import Ask, Rollout
 
     rollout = Rollout(Ask(QUESTIONS[0], sample.prompt_ids, 1, 50), sample, (0.0,) * len(ids))
-    places = step_places(texts, rollout, 2)
-    assert [texts.decode(ids[: place + 1]) for place in places] == ["one\n", "one\ntwo\n"]
+    places = step_places(texts, rollout, 3)
+    whole = "one\ntwo\n</think>\nthe end"
+    assert [texts.decode(ids[: place + 1]) for place in places] == ["one\n", "one\ntwo\n", whole]
 
 
 def test_process_rewards_change_what_is_learnt(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from ponder.engine import catalogue
 from ponder.errors import InputError, MissingExtra
 
 SIDE_BY_SIDE = 64
-"""Samples at once from which torch is the faster: as many as its engine has sequences."""
+"""Samples at once from which torch is the faster."""
 
 WORTH = 256
 """Samples in all that make up for the seconds in which torch starts."""
 
-WAITING = 2
-"""How many times `SIDE_BY_SIDE` are asked for: what ends is followed at once by what waits."""
+BUSY = 256
+"""Samples asked of it at once: more than its engine has sequences, so that what ends is followed at once."""
 
 QUESTIONS = 8
 """Questions side by side on any other engine, where nobody says how many."""
@@ -82,7 +82,7 @@ def questions_at_once(uri: str, samples: int, wanted: int | None) -> int:
         return wanted
     if uri.partition(":")[0] != TORCH:
         return QUESTIONS
-    return max(QUESTIONS, -(-WAITING * SIDE_BY_SIDE // samples))
+    return max(QUESTIONS, -(-BUSY // samples))
 
 
 def installed() -> bool:

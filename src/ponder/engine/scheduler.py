@@ -27,7 +27,7 @@ from ponder.engine.guide import Guide
 from ponder.engine.libllama import ABORTED
 from ponder.engine.lines import Drawn, Line, Logits, Request, Rows, Sample, Slot, Way
 from ponder.engine.sampling import likeliest, picks
-from ponder.engine.shelf import Shelf, State, cells, common
+from ponder.engine.shelf import Shelf, State, cells, common, longer
 from ponder.errors import ContextOverflow, EngineError, InputError
 from ponder.protocols import LogProbs
 from ponder.types import Finish
@@ -57,10 +57,20 @@ class Backend(Protocol):
 class Scheduler:
     """Runs requests on a backend whose cache holds `cells` tokens in at most `sequences` sequences.
 
-    `shelf` is the memory for sequences put away, in bytes.
+    `shelf` is the memory for sequences put away, in bytes. `tidy`: idle sequences are put away before there is no
+    room, since attention runs over them too; not so on a backend that computes those alone which go on.
     """
 
-    def __init__(self, backend: Backend, *, cells: int, sequences: int, end_ids: Sequence[int], shelf: int = 0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        cells: int,
+        sequences: int,
+        end_ids: Sequence[int],
+        shelf: int = 0,
+        tidy: bool = True,
+    ) -> None:
         if sequences < 2:
             raise ValueError(f"sequences must be at least 2, one for a prompt and one for its sample, not {sequences}")
         self.backend = backend
@@ -72,6 +82,7 @@ class Scheduler:
         self._lines: list[Line] = []
         self.computed = 0
         self._shelf = Shelf(shelf)
+        self._tidies = tidy
         self._active_adapters: tuple[float, ...] | None = None
         self._clock = 0
 
@@ -120,7 +131,7 @@ class Scheduler:
 
     def step(self) -> None:
         """One batch. Raises EngineError where llama.cpp cannot compute it."""
-        if self._admit():
+        if self._admit() and self._tidies:
             self._tidy()
         adapters = self._turn()
         if adapters is None:
@@ -231,9 +242,12 @@ class Scheduler:
                 line.samples.append(sample)
                 return
         assert request.holder is not None
-        slot = self._claim(keep=request.holder)
-        self.backend.copy(request.holder.number, slot.number, length)
-        slot.tokens, slot.adapters = list(request.prefix), request.adapters
+        if request.started == request.n:  # nobody else begins there
+            slot, request.holder = request.holder, None
+        else:
+            slot = self._claim(keep=request.holder)
+            self.backend.copy(request.holder.number, slot.number, length)
+            slot.tokens, slot.adapters = list(request.prefix), request.adapters
         self._lines.append(Line(request, slot, way.token, [sample], way.guide))
 
     # ------------------------------------------------------------ one step
@@ -402,9 +416,10 @@ class Scheduler:
 
     def _put_away(self, slot: Slot) -> None:
         """Empties a slot, and shelves what is not elsewhere too."""
-        others = [common(s.tokens, slot.tokens) for s in self._slots if s is not slot and s.adapters == slot.adapters]
-        elsewhere = max([*others, self._shelf.find(slot.tokens, slot.adapters)[1]], default=0)
-        if elsewhere < len(slot.tokens):
+        last = len(slot.tokens) - 1
+        others = [s for s in self._slots if s is not slot and s.adapters == slot.adapters]
+        elsewhere = last < 0 or any(longer(other.tokens, slot.tokens, last) for other in others)
+        if not elsewhere and self._shelf.find(slot.tokens, slot.adapters)[1] <= last:
             state = self.backend.save(slot.number)
             if state:  # there was memory for it
                 self._shelf.put(slot.tokens, slot.adapters, state)
@@ -423,17 +438,15 @@ class Scheduler:
         """A busy slot that holds the longest computed prefix of `ids`, at most `limit` long, and its length."""
         best, length = None, 0
         for slot in self._slots:
-            if slot.tokens and slot.adapters == adapters:
-                shared = min(common(slot.tokens, ids), limit)
-                if shared > length:
-                    best, length = slot, shared
+            if length < limit and slot.adapters == adapters and longer(slot.tokens, ids, length):
+                best, length = slot, min(common(slot.tokens, ids), limit)
         kept, shared = self._shelf.find(ids[:limit], adapters)
         if kept is not None and shared > length:
             state = self._shelf.use(kept)
             target = self._claim()
             length = shared if self.backend.restore(target.number, state) else 0
             self.backend.truncate(target.number, length)
-        elif best is not None and not best.busy and all(s.busy or s is best for s in self._slots):
+        elif best is not None and not best.busy and (length == len(best.tokens) or self._only_idle(best)):
             self.backend.truncate(best.number, length)
             target = best
             target.busy = True
@@ -445,6 +458,9 @@ class Scheduler:
                 self.backend.copy(best.number, target.number, length)
         target.tokens, target.adapters = list(ids[:length]), adapters
         return target, length
+
+    def _only_idle(self, slot: Slot) -> bool:
+        return all(other.busy or other is slot for other in self._slots)
 
 
 def describe(scheduler: Scheduler) -> dict[str, Any]:

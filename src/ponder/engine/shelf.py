@@ -29,6 +29,11 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
+def longer(a: Sequence[int], b: Sequence[int], length: int) -> bool:
+    """Whether more than `length` tokens are common. Where it is not so, one look mostly tells."""
+    return min(len(a), len(b)) > length and a[length] == b[length] and list(a[:length]) == list(b[:length])
+
+
 def cells(sequences: Iterable[tuple[Sequence[float], list[int]]]) -> int:
     """Cells that (adapters, tokens) sequences take, each shared prefix counted once: the size of their trie."""
     total, before = 0, None
@@ -61,9 +66,11 @@ class Shelf:
 
     def find(self, ids: Sequence[int], adapters: tuple[float, ...]) -> tuple[Kept | None, int]:
         """What shares the longest prefix with `ids`, and the length of that prefix."""
-        lengths = [common(kept.tokens, ids) if kept.adapters == adapters else 0 for kept in self._kept]
-        longest = max(lengths, default=0)
-        return (self._kept[lengths.index(longest)], longest) if longest else (None, 0)
+        found, longest = None, 0
+        for kept in self._kept:
+            if kept.adapters == adapters and longer(kept.tokens, ids, longest):
+                found, longest = kept, common(kept.tokens, ids)
+        return found, longest
 
     def use(self, kept: Kept) -> State:
         """Its state. It stays, because a fork may start from it again."""

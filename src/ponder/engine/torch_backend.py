@@ -1,7 +1,7 @@
 """The scheduler's backend on a `torch_decoder.Decoder`: sequences have rows, and rows change places.
 
 The decoder computes its first B rows in one go. So before each step the B sequences that go on by one token are
-brought there; a piece of prompt may lie anywhere. Rows and their length grow by doubling, with what is in use.
+brought there; a piece of prompt may lie anywhere. Rows and their length grow with what is in use.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from ponder.engine.libllama import ABORTED
 from ponder.engine.sampling import Logits
 from ponder.engine.shelf import State
 from ponder.engine.torch_adapters import adapters_of, evaluating, low_rank
-from ponder.engine.torch_decoder import ROUND, Decoder
+from ponder.engine.torch_decoder import ROUND, Decoder, Interrupted
 from ponder.engine.torch_projection import Projection
 from ponder.errors import EngineError
 
-EVEN = 2
-"""Prompts are computed together where none is more than this many times as long as another: padding costs, too."""
+EVEN, FEW = 2, 16
+"""Pieces are computed together where none is more than this many times as long as another, or this many tokens longer:
+padding costs, and so does reading the weights once more."""
+
+
+BLOCK = 64
+"""Positions of a block on a processor: attention reads whole ones, and with 128 an evaluation took a sixth longer."""
 
 
 @dataclass
@@ -71,8 +76,6 @@ class TorchBackend:
     ) -> None:
         self.context, self.batch = context, batch
         self.adapters: Mapping[str, float] = adapters_of(model)
-        self.interrupted = False
-        """While it is set, `decode` gives up before it has begun."""
         self._decoder = Decoder(model, 1, context, dtype=dtype, pack=pack)
         self._scales = list(self.adapters.values())
         self._fold = list(fold) if any(fold) else None
@@ -83,8 +86,23 @@ class TorchBackend:
         self._lengths: dict[int, int] = {}
         self._logits: Logits = np.empty((0, 0), np.float32)
         self._places: dict[int, int] = {}
-        self._resize(1, ROUND)
+        block = BLOCK if self.device.type == "cpu" else ROUND
+        self._decoder.make_room(block, block)
         self.use_adapters(self._scales)
+
+    @property
+    def interrupted(self) -> bool:
+        """While it is set, `decode` gives up at the next layer."""
+        return self._decoder.interrupted
+
+    @interrupted.setter
+    def interrupted(self, on: bool) -> None:
+        self._decoder.interrupted = on
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._decoder.device
 
     @property
     def bytes_a_token(self) -> int:
@@ -133,6 +151,11 @@ class TorchBackend:
             self._decoder._head
         ]
 
+    def reserve(self, sequences: int) -> None:
+        """Room for so many whole sequences, where memory is only taken as it is written to: nothing moves later."""
+        if self.device.type == "cpu":
+            self._resize(sequences, self.context)
+
     # ------------------------------------------------------------ computing
 
     def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> int:
@@ -148,6 +171,8 @@ class TorchBackend:
             self._places = {row: place for place, row in enumerate(places)}
             if places:
                 self._logits = self._decoder.logits(torch.cat(hidden)).cpu().numpy()
+        except Interrupted:
+            return ABORTED
         except (RuntimeError, MemoryError) as error:  # torch has no closer type for most that goes wrong
             why = str(error).partition("\n")[0]
             raise EngineError(f"torch could not compute {len(tokens)} tokens: {why}", "ask for less at once") from error
@@ -189,7 +214,8 @@ class TorchBackend:
     def _prefill(self, pieces: list[Piece]) -> Tensor:
         longest = max(len(piece.ids) for piece in pieces)
         ids = self._tensor([piece.ids + [0] * (longest - len(piece.ids)) for piece in pieces])
-        return self._decoder.prefill(ids, [self._rows[piece.sequence] for piece in pieces], pieces[0].start)
+        rows, starts = [self._rows[piece.sequence] for piece in pieces], [piece.start for piece in pieces]
+        return self._decoder.prefill(ids, rows, starts)
 
     def _tensor(self, numbers: Sequence[object]) -> Tensor:
         return torch.tensor(numbers, device=self._decoder.device)
@@ -264,19 +290,27 @@ class TorchBackend:
     @property
     def _room(self) -> int:
         """Tokens that each row has room for."""
-        return self._decoder.keys.shape[1] * ROUND
+        return int(self._decoder.keys.shape[1] * self._decoder.keys.shape[-2])
 
     def _resize(self, rows: int, length: int) -> None:
         """Makes the cache as large as this, whole blocks of positions; what is in it stays."""
-        decoder, blocks = self._decoder, -(-length // ROUND)
+        decoder, blocks = self._decoder, -(-length // self._decoder.keys.shape[-2])
         for name in ("keys", "values"):
             old = getattr(decoder, name)
-            new = old.new_zeros((old.shape[0], blocks, rows, *old.shape[3:]))
+            new = _zeros(old, (old.shape[0], blocks, rows, *old.shape[3:]))
             kept, held = min(blocks, old.shape[1]), min(rows, old.shape[2])
             new[:, :kept, :held] = old[:, :kept, :held]
             setattr(decoder, name, new)
         decoder.slots = rows
         self._sequences += [None] * (rows - len(self._sequences))
+
+
+def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros of the type of `like`. On a processor no page of them is taken before it is written to."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    width = like.element_size()
+    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * width), np.uint8)).view(like.dtype)
 
 
 def _folded(projection: Projection) -> Projection:
@@ -285,11 +319,11 @@ def _folded(projection: Projection) -> Projection:
 
 
 def _together(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """Which pieces to compute in one padded product: beginnings of prompts, of much the same length."""
+    """Which pieces to compute in one padded product: those of much the same length."""
     groups: list[list[Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: (piece.start > 0, -len(piece.ids))):
-        last = groups[-1][0] if groups else None
-        if last is not None and last.start == piece.start == 0 and len(last.ids) <= EVEN * len(piece.ids):
+    for piece in sorted(pieces, key=lambda piece: -len(piece.ids)):
+        length = len(piece.ids)
+        if groups and len(groups[-1][0].ids) <= max(EVEN * length, length + FEW):
             groups[-1].append(piece)
         else:
             groups.append([piece])

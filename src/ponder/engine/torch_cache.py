@@ -55,8 +55,12 @@ def mix(weights: Tensor, values: Sequence[Tensor]) -> Tensor:
 
 
 def write(cache: Cache, layer: int, chosen: Tensor, k: Tensor, v: Tensor, start: int) -> None:
-    """Puts keys and values (P, key heads, T, d) into the blocks of the `chosen` sequences (P,) from `start` on."""
-    end, size = start + k.shape[2], cache.keys.shape[-2]
+    """Puts keys and values (P, key heads, T, d) into the blocks of the `chosen` sequences (P,) from `start` on.
+
+    What lies beyond the last block is left out.
+    """
+    size = cache.keys.shape[-2]
+    end = min(start + k.shape[2], cache.keys.shape[1] * size)
     for block in range(start // size, -(-end // size)):
         first, last = max(start, block * size), min(end, (block + 1) * size)
         for held, new in ((cache.keys, k), (cache.values, v)):
@@ -99,11 +103,11 @@ def restore(cache: Cache, sequence: int, saved: Tensor) -> None:
             held[:, begin // size, sequence, :, : part.shape[3]] = kept
 
 
-def sequence(cache: Cache, layer: int, number: int, length: int) -> tuple[Tensor, Tensor]:
-    """Keys and values (1, key heads, length, d) of the first `length` positions of a sequence."""
+def sequences(cache: Cache, layer: int, chosen: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Keys and values (P, key heads, length, d) of the first `length` positions of the `chosen` sequences (P,)."""
     blocks = -(-length // cache.keys.shape[-2])
     keys, values = (
-        held[layer, :blocks, number].transpose(0, 1).flatten(1, 2)[None, :, :length]
+        held[layer][:blocks, chosen].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length]
         for held in (cache.keys, cache.values)
     )
     return keys, values

@@ -33,7 +33,7 @@ from ponder.engine.torch_cache import ROUND, Cache
 from ponder.engine.torch_projection import Projection, packs
 from ponder.engine.torch_trunks import Trunks
 
-__all__ = ["PATTERN", "ROUND", "Decoder", "covers", "fuses", "head_dim"]
+__all__ = ["PATTERN", "ROUND", "Decoder", "Interrupted", "covers", "fuses", "head_dim"]
 
 PATTERN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text")
 """`model_type` of the configurations whose models this decoder runs."""
@@ -42,6 +42,10 @@ PATTERN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "
 def covers(model: nn.Module) -> bool:
     """Whether `Decoder` runs this model."""
     return getattr(getattr(model, "config", None), "model_type", None) in PATTERN
+
+
+class Interrupted(Exception):
+    """Somebody wants the computation to end: see `Decoder.interrupted`."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Decoder:
         self.head_dim = head_dim(model)
         self.key_heads: int = config.num_key_value_heads
         self.groups: int = config.num_attention_heads // self.key_heads
-        self._make_room(0 if share else context, ROUND)
+        self.make_room(0 if share else context, ROUND)
         self.trunks = Trunks(self.keys) if share else None
         self._softcap = getattr(self.config, "attn_logit_softcapping", None)
         self._final_softcap = getattr(self.config, "final_logit_softcapping", None)
@@ -143,6 +147,12 @@ class Decoder:
         if fused and share:
             raise ValueError("the kernels take rows that hold all their tokens")
         self.fused = fused
+        self.interrupted = False
+        """While it is set, `prefill` and `decode` raise `Interrupted` at the next layer."""
+
+    def _go_on(self) -> None:
+        if self.interrupted:
+            raise Interrupted
 
     @property
     def bytes_a_token(self) -> int:
@@ -176,10 +186,10 @@ class Decoder:
             self.trunks.reserve(trunk)
             size = torch_cache.block_size(length, 4)
             if size != self.keys.shape[-2] or length > self.keys.shape[1] * size:
-                self._make_room(length, size)
+                self.make_room(length, size)
 
-    def _make_room(self, length: int, size: int) -> None:
-        """A cache of `length` positions a row, in blocks of `size`."""
+    def make_room(self, length: int, size: int) -> None:
+        """An empty cache of `length` positions a row, in blocks of `size`."""
         shape = (len(self._layers), -(-length // size), self.slots, self.key_heads, size, self.head_dim)
         self.keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.values = torch.zeros(shape, dtype=self.dtype, device=self.device)
@@ -233,28 +243,41 @@ class Decoder:
     # ------------------------------------------------------------ what runs
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, rows: Sequence[int], start: int = 0, into: Cache | None = None) -> Tensor:
-        """Hidden states (P, T, width) of `ids` (P, T), computed into the cache at `rows` from position `start` on.
+    def prefill(
+        self, ids: Tensor, rows: Sequence[int], starts: Sequence[int] | None = None, into: Cache | None = None
+    ) -> Tensor:
+        """Hidden states (P, T, width) of `ids` (P, T), computed into the cache at `rows`, each from its own position
+        of `starts` on (None: all from the first).
 
         The cache is that of the rows, or `into`, whose sequences `rows` then counts.
 
         Shorter prompts are padded at the end: what padding leaves in the cache lies beyond their last token, and is
-        written over before anything looks at it. More than one row only with `start` 0.
+        written over before anything looks at it.
         """
         cache: Cache = into or self
         prompts, length = ids.shape
-        places = torch.arange(start, start + length, device=self.device)
+        begun = starts is not None and any(starts)
+        begins = torch.as_tensor(list(starts) if starts is not None and begun else [0], device=self.device)
+        places = begins[:, None] + torch.arange(length, device=self.device)
         x = self._embedded(ids)
-        turns = {kind: (cos[places][:, None], sin[places][:, None]) for kind, (cos, sin) in self._tables.items()}
+        known = places.clamp(max=self.context - 1)  # padding may lie beyond
+        turns = {
+            kind: (cos[known][..., None, :], sin[known][..., None, :]) for kind, (cos, sin) in self._tables.items()
+        }
         chosen = torch.as_tensor(list(rows), device=self.device)
-        seen = torch.arange(start + length, device=self.device)
-        causal = seen <= places[:, None]
+        reach = min(int(begins.max()) + length, cache.keys.shape[1] * cache.keys.shape[-2]) if begun else length
+        seen = torch.arange(reach, device=self.device)
+        causal = (seen <= places[..., None])[:, None]
         for number, layer in enumerate(self._layers):
+            self._go_on()
             q, k, v = (part.transpose(1, 2) for part in self._heads(layer, x, turns))
-            torch_cache.write(cache, number, chosen, k, v, start)
-            if start:
-                k, v = torch_cache.sequence(cache, number, rows[0], start + length)
-            mask = causal if layer.window is None else causal & (seen > places[:, None] - layer.window)
+            if starts is not None and begun:
+                for row, start in enumerate(starts):
+                    torch_cache.write(cache, number, chosen[row : row + 1], k[row : row + 1], v[row : row + 1], start)
+                k, v = torch_cache.sequences(cache, number, chosen, reach)
+            else:
+                torch_cache.write(cache, number, chosen, k, v, 0)
+            mask = causal if layer.window is None else causal & (seen > places[..., None] - layer.window)[:, None]
             mixed = self._attend(layer, q, _spread(k, self.groups), _spread(v, self.groups), mask)
             x = self._rest(layer, x, mixed.transpose(1, 2).reshape(prompts, length, -1))
         return self._norm(x)
@@ -273,6 +296,7 @@ class Decoder:
         places, seen = self._places(positions), self._seen(len(ids), reach)
         biases = {window: self._bias(seen, positions, window) for window in {layer.window for layer in self._layers}}
         for number, layer in enumerate(self._layers):
+            self._go_on()
             q, k, v = self._heads(layer, x, turns)
             for cache, new in ((self.keys, k), (self.values, v)):
                 cache[number].view(-1, self.head_dim).index_copy_(0, places, new.reshape(-1, self.head_dim))

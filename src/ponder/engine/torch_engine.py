@@ -38,6 +38,9 @@ from ponder.types import Message
 CONTEXT = 2048
 """Tokens of a sequence where nobody asks for another number."""
 
+CACHE = 8 * 2**30
+"""Bytes for keys and values at most, where nobody asks for another number."""
+
 SMALL = 10_000_000
 """Weights of a model that is too small for narrow numbers to make it faster."""
 
@@ -49,22 +52,22 @@ class TorchSettings:
     """How a model of transformers runs.
 
     context: tokens of a sequence; None is what the model was made for, at most 2,048. sequences: samples at once,
-    prompts included, 2 to 4,096, and no more than have room at full length in `cache`, bytes for keys and values;
-    less is taken as long as less is used. shelf: bytes of main memory for computed sequences that wait to be
-    continued. batch: prompt tokens computed at a time; None is 512, on a processor 128, so that a cancel is
-    heard soon. dtype: float32, bfloat16 or float16 weights and arithmetic; None takes bfloat16 where the device
-    computes in it, unless the model is tiny. A model that is given as it is keeps its weights, and None is then
-    their own type. device: such as cpu or cuda; None takes the accelerator if there is one. threads: None takes
-    every core. fold: of a model with adapters that is opened from files, keeps another copy of the weights with the
-    adapters in it, at the scales of whoever asks for none, which computes faster. slow: computes by the model's own
-    forward pass, a sequence at a time. Raises ValueError for what cannot be.
+    prompts included, 2 to 4,096, and no more than have room at full length in `cache`, bytes for keys and values; None
+    is half of the device's memory, at most 8 GiB; less is taken as long as less is used. shelf: bytes of main memory
+    for computed sequences that wait to be continued. batch: prompt tokens computed at a time. dtype: float32, bfloat16
+    or float16 weights and arithmetic; None takes bfloat16 where the device computes in it, unless the model is tiny. A
+    model that is given as it is keeps its weights, and None is then their own type. device: such as cpu or cuda; None
+    takes the accelerator if there is one. threads: None takes every core. fold: of a model with adapters that is opened
+    from files, keeps another copy of the weights with the adapters in it, at the scales of whoever asks for none, which
+    computes faster. slow: computes by the model's own forward pass, a sequence at a time. Raises ValueError for what
+    cannot be.
     """
 
     context: int | None = None
-    sequences: int = 64
-    cache: int = 4 * 2**30
+    sequences: int = 160
+    cache: int | None = None
     shelf: int = 2**30
-    batch: int | None = None
+    batch: int = 512
     dtype: str | None = None
     device: str | None = None
     threads: int | None = None
@@ -74,7 +77,7 @@ class TorchSettings:
     def __post_init__(self) -> None:
         if not 2 <= self.sequences <= 4096:
             raise ValueError(f"sequences must lie between 2 and 4096, not {self.sequences}")
-        for name in ("context", "batch", "threads"):
+        for name in ("context", "cache", "batch", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -198,7 +201,16 @@ class _Worker:
         self._error: BaseException | None = None
         sequences = _sequences(backend, settings)
         cells = sequences * backend.context
-        scheduler = Scheduler(backend, cells=cells, sequences=sequences, end_ids=tokens.end_ids, shelf=settings.shelf)
+        if isinstance(backend, TorchBackend):
+            backend.reserve(sequences)
+        scheduler = Scheduler(
+            backend,
+            cells=cells,
+            sequences=sequences,
+            end_ids=tokens.end_ids,
+            shelf=settings.shelf,
+            tidy=False,  # the rows of idle sequences are computed in no step
+        )
         self._server: Server | None = Server(
             scheduler, tokens, reply=self._reply, interrupt=self._interrupt, before=self._notice_new_weights
         )
@@ -270,16 +282,23 @@ def _versions_of(model: nn.Module) -> Callable[[], int]:
 
 def _sequences(backend: TorchBackend | SlowBackend, settings: TorchSettings) -> int:
     """How many sequences have room; never fewer than a prompt and its sample need."""
-    a_token = getattr(backend, "bytes_a_token", 0)
-    room = settings.cache // (a_token * backend.context) if a_token else settings.sequences
-    return max(2, min(settings.sequences, room))
+    if isinstance(backend, SlowBackend):
+        return settings.sequences
+    cache = min(_memory(backend.device) // 2, CACHE) if settings.cache is None else settings.cache
+    return max(2, min(settings.sequences, cache // (backend.bytes_a_token * backend.context)))
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that the device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _backend(
     model: Any, settings: TorchSettings, context: int, pack: bool, fold: Sequence[float]
 ) -> TorchBackend | SlowBackend:
-    batch = settings.batch or (128 if model.device.type == "cpu" else 512)
-    batch = max(batch, settings.sequences)
+    batch = max(settings.batch, settings.sequences)
     if covers(model) and is_plain(model) and not settings.slow:
         dtype = DTYPES[settings.dtype] if settings.dtype else None
         return TorchBackend(model, context=context, batch=batch, dtype=dtype, pack=pack, fold=fold)

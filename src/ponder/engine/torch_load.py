@@ -100,7 +100,7 @@ def load(
             found = _with(found, *split(spec))
     _check(found)
     try:
-        found.model.to(device)  # type: ignore[arg-type]
+        found.model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method, and loses its types
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"there is no device {device}: {_first_line(error)}", "Try cpu or cuda") from error
     found.model.eval()

@@ -150,10 +150,10 @@ class Projection:
         return y
 
 
-def low_rank(module: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
+def low_rank(module: Any) -> list[tuple[Tensor, Tensor, float]]:
     """(A, B, scale) of the adapters that are switched on in a linear module of peft, none for a plain one."""
     if not hasattr(module, "lora_A") or getattr(module, "disable_adapters", False):
         return []
     merged = set(getattr(module, "merged_adapters", ()))
-    names = [name for name in module.active_adapters if name in module.lora_A and name not in merged]  # type: ignore[operator, union-attr]
-    return [(module.lora_A[n].weight, module.lora_B[n].weight, float(module.scaling[n])) for n in names]  # type: ignore[index, union-attr]
+    names = [name for name in module.active_adapters if name in module.lora_A and name not in merged]
+    return [(module.lora_A[n].weight, module.lora_B[n].weight, float(module.scaling[n])) for n in names]
