@@ -19,9 +19,9 @@ class SseReader:
 
     def __init__(self, most: int = MOST_EVENT) -> None:
         self._most = most
-        self._line: list[bytes] = []
+        self._line = bytearray()
         self._data: list[bytes] = []
-        self._pending = self._size = 0
+        self._size = 0
         self._after_cr = False
         self._begun = False
 
@@ -38,23 +38,20 @@ class SseReader:
         payloads: list[bytes] = []
         for line in lines[:-1]:
             if self._line:
-                self._line.append(line)
-                line = b"".join(self._line)
-                self._line.clear()
-                self._pending = 0
+                line = bytes(self._line + line)
+                self._line = bytearray()
             self._take(line, payloads)
-        if lines[-1]:
-            self._line.append(lines[-1])
-            self._pending += len(lines[-1])
-        if self._pending + self._size > self._most:
+        self._line += lines[-1]
+        if len(self._line) + self._size > self._most:
+            self._line, self._data = bytearray(), []  # whoever handles the exception keeps this reader for a while
             raise TooLong
         return payloads
 
     def rest(self) -> list[bytes]:
         """The payload that the end of the stream completes: some servers leave out the last empty line."""
         payloads: list[bytes] = []
-        self._take(b"".join(self._line), payloads)
-        self._line.clear()
+        self._take(bytes(self._line), payloads)
+        self._line = bytearray()
         self._take(b"", payloads)
         return payloads
 
