@@ -302,6 +302,15 @@ def test_cancelling_the_task_leaves_an_interrupted_trace(store):
     assert [summary.state for summary in store.list()] == ["interrupted"]
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts what runs in its background with SIGINT ignored, and Python then leaves it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_solve(store):
     hanging = engine(faults=[Fault("hang", at=len(REPLY) - 2)])
 
